@@ -1,0 +1,68 @@
+"""Turn histories and candidate lists into prompts for the three tasks.
+
+python -m jobs.instruct jobs/configs/quickstart.toml --show 3
+"""
+
+import argparse
+import sys
+
+import pyarrow as pa
+
+from jobs.settings import JobSettings
+from jobs.stage import Stage, StageContext, main
+from recranker.data.leakage import check_prompts
+from recranker.distributed.instructions import build_prompts
+from recranker.schema import CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, QUARANTINE
+from recranker.tasks.instructions import PromptBuilder
+from recranker.tasks.protocol import RatingScale
+
+
+def run(settings: JobSettings, stage: StageContext) -> None:
+    """Publish a prompt per draw and per validation or test list, or the reason why there is none."""
+    interactions, items = stage.read("prepare", INTERACTIONS), stage.read("prepare", ITEMS)
+    lists, draws = stage.read("backbone", CANDIDATES), stage.read("sample", DRAWS)
+    data = stage.facts_of("prepare")
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    scale = RatingScale(data["rating_min"], data["rating_max"])
+    builder = PromptBuilder(titles, settings.instruct, scale, settings.seed)
+    stage.connect()
+    prompts, quarantined = build_prompts(interactions, lists, draws, builder, settings.ray.blocks)
+    check_prompts(interactions, lists, prompts)
+    stage.write(PROMPTS, prompts)
+    stage.write(QUARANTINE, quarantined)
+    stage.facts.update(_counts(lists, draws, prompts, quarantined))
+
+
+def _counts(lists: pa.Table, draws: pa.Table, prompts: pa.Table, quarantined: pa.Table) -> dict[str, int]:
+    ranked = sum(split != "train" for split in lists["split"].to_pylist())
+    counts = {"rows_in": draws.num_rows + ranked, "prompts": prompts.num_rows, "quarantined": quarantined.num_rows}
+    assert counts["rows_in"] == counts["prompts"] + counts["quarantined"], counts
+    return counts
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """``--show N``."""
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N prompts as the model will see them")
+
+
+def show(stage: StageContext, parsed: argparse.Namespace) -> None:
+    """Print the first prompts with one question of each task and its answer."""
+    prompts = stage.read("instruct", PROMPTS).slice(0, parsed.show)
+    for row in prompts.to_pylist():
+        print(f"=== {row['prompt_id']} (list {row['list_id']})\n{row['prefix']}")
+        for question in {one["task"]: one for one in row["questions"]}.values():
+            print(f"--- {question['task']}{question['text']} [{' '.join(question['labels'])}] -> {question['answer']}")
+
+
+STAGE = Stage(
+    "instruct",
+    run,
+    reads=("prepare", "backbone", "sample"),
+    sections=("instruct",),
+    code=("tasks", "distributed/instructions.py", "distributed/datasets.py"),
+    options=options,
+    show=show,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

@@ -1,0 +1,82 @@
+"""Run every stage from data to results, skipping those whose output still stands.
+
+python -m jobs.pipeline jobs/configs/quickstart.toml tune.epochs=2 --json results.json
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from jobs import backbone, evaluate, instruct, prepare, rank, sample, tune
+from jobs.settings import JobSettings
+from jobs.stage import (
+    ROOT,
+    Stage,
+    StageContext,
+    command_line,
+    commit_of,
+    dry_run,
+    flattened,
+    guarded,
+    home_of,
+    run_stage,
+    store_of,
+    tracker_of,
+)
+from recranker.settings import load_settings
+
+logger = logging.getLogger("recranker.jobs")
+
+STAGES: tuple[Stage, ...] = (
+    prepare.STAGE,
+    backbone.STAGE,
+    sample.STAGE,
+    instruct.STAGE,
+    tune.STAGE,
+    rank.STAGE,
+    evaluate.STAGE,
+)
+
+
+def run_all(settings: JobSettings) -> None:
+    """All stages in order, as children of one MLflow run."""
+    tracker = tracker_of(settings)
+    started = time.perf_counter()
+    tags = {"commit": commit_of(ROOT)}
+    with tracker.pipeline_run(settings.name, flattened(settings.model_dump(mode="json")), tags) as parent:
+        ran = 0
+        for number, stage in enumerate(STAGES, start=1):
+            logger.info("stage %d of %d", number, len(STAGES))
+            ran += run_stage(stage, settings, tracker, parent=parent.run_id)
+        evaluate.log_results(StageContext(settings, store_of(settings), record=parent))
+    logger.info("%d stages ran, %d skipped, %.0f s", ran, len(STAGES) - ran, time.perf_counter() - started)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = command_line("jobs.pipeline", __doc__ or "")
+    evaluate.options(parser)
+    parsed = parser.parse_intermixed_args(arguments)
+    return guarded(lambda: _main(parsed))
+
+
+def _main(parsed: argparse.Namespace) -> None:
+    settings = load_settings(JobSettings, parsed.config, parsed.overrides)
+    if parsed.dry_run:
+        dry_run(settings, STAGES)
+        return
+    run_all(settings)
+    store = store_of(settings)
+    evaluate.show(StageContext(settings, store), parsed)
+    print(
+        f"\nWritten to {store.uri} (a folder per stage; the plot is evaluate/plots).\nNext:\n"
+        "  make mlflow     compare runs on a page\n"
+        "  make serve      rank over HTTP\n"
+        f"  make cluster    then submit the same job: see README; results stay under {home_of(settings)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Everything one TOML file of ``jobs/configs`` may say; each section lives beside its owner."""
+
+import os
+
+from pydantic import Field
+
+from recranker.backbones.settings import BackboneSettings
+from recranker.data.settings import DataSettings
+from recranker.evaluation.settings import EvaluationSettings
+from recranker.llm.settings import LLMSettings, TuneSettings
+from recranker.ranking.settings import RankingSettings
+from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
+from recranker.settings import Settings
+from recranker.tasks.settings import InstructSettings
+
+
+class StoreSettings(Settings):
+    """Where everything is kept."""
+
+    home: str = Field(default_factory=lambda: os.environ.get("RECRANKER_HOME", "~/.recranker"))
+    """Folder of cache/ (downloads, models), runs/NAME/ (tables) and mlflow.db; RECRANKER_HOME moves the default."""
+    runs: str | None = None
+    """Folder or object-store URI of the runs, where it shall not be home/runs."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps runs."""
+
+    uri: str | None = None
+    """Tracking server or database; None is the SQLite file mlflow.db in store.home."""
+    experiment: str = "recranker"
+    """MLflow experiment the runs are filed under."""
+
+
+class RaySettings(Settings):
+    """The Ray cluster a job runs on. A cluster already there (ray job submit, RAY_ADDRESS) is used as it is."""
+
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs of a cluster started for this job; None takes all."""
+    object_store_mb: int = Field(default=512, ge=80)
+    """Memory of the object store of such a cluster, MB."""
+    blocks: int = Field(default=4, ge=1)
+    """Blocks a table is cut into for Ray Data; results do not depend on it."""
+
+
+class JobSettings(Settings):
+    """One run, from data to results."""
+
+    name: str
+    """Name of the run: its folder under runs/ and its name in MLflow."""
+    seed: int = 0
+    """Every random number is keyed by it."""
+    store: StoreSettings = StoreSettings()
+    data: DataSettings
+    backbone: BackboneSettings = BackboneSettings()
+    sampling: SamplingSettings = AdaptiveSampling()
+    instruct: InstructSettings = InstructSettings()
+    llm: LLMSettings
+    tune: TuneSettings = TuneSettings()
+    ranking: RankingSettings = RankingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    ray: RaySettings = RaySettings()

@@ -1,0 +1,1 @@
+"""recranker: a large language model as the last ranking stage of a recommender, on Ray."""

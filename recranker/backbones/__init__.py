@@ -1,0 +1,1 @@
+"""Conventional recommenders that propose candidates and signals."""

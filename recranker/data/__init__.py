@@ -1,0 +1,1 @@
+"""From files to checked tables: sources, downloads, splits, and the leakage gate."""

@@ -1,0 +1,1 @@
+"""One file per data set, and one for a team's own files."""

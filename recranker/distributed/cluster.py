@@ -1,0 +1,60 @@
+"""The Ray cluster a job runs on."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+_MEGABYTE = 1024 * 1024
+
+
+def connect(cpus: int | None = None, object_store_mb: int = 512) -> None:
+    """Join the cluster this job was submitted to or RAY_ADDRESS names; otherwise start one on this machine.
+
+    Calling it again does nothing. Workers of a started cluster run one thread each: on shared
+    cores spinning OpenMP threads cost more than they give.
+    """
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_mb * _MEGABYTE,
+            include_dashboard=False,
+            runtime_env={"env_vars": worker_environment()},
+            **options,
+        )
+    _quiet_ray_data()
+    logger.info("on a Ray cluster with %s", ray.cluster_resources())
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of worker processes: one thread each, and this checkout importable."""
+    root = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH", "")
+    path = known if root in known.split(os.pathsep) else os.pathsep.join(part for part in (root, known) if part)
+    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that ``connect`` started ends."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def _quiet_ray_data() -> None:
+    """Our own progress is shown instead of Ray Data's bars and per-run banners."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

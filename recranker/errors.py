@@ -1,0 +1,33 @@
+"""The errors a user can cause.
+
+Each takes exactly one message, so that it survives the trip between Ray processes.
+A message says what was needed, what came, where, and the way out.
+"""
+
+
+class RecrankerError(Exception):
+    """Base of every error that ends a job with exit code 2 and one line."""
+
+
+class SettingsError(RecrankerError):
+    """A setting is unknown, has the wrong type, or contradicts another one."""
+
+
+class DataError(RecrankerError):
+    """A table or file breaks the contract of ``schema.py`` or of its source."""
+
+
+class LeakageError(RecrankerError):
+    """A held-out event reached a place that must not know it."""
+
+
+class FetchError(RecrankerError):
+    """A download is missing, corrupt, or not what its checksum promises."""
+
+
+class ModelError(RecrankerError):
+    """A language model, tokenizer or adapter cannot do what was asked of it."""
+
+
+class OutputError(RecrankerError):
+    """A result cannot be written where it was asked for."""

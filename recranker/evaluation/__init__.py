@@ -1,0 +1,1 @@
+"""Metrics, intervals, the results table and its plot."""

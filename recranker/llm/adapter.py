@@ -1,0 +1,198 @@
+"""An adapter's folder: weights, what they were trained with, and golden answers to check them by.
+
+A folder holds peft's own two files, ``recranker_adapter.json`` and ``golden.json``. The golden answers
+are those of the trained model while it was still in memory; whoever loads the adapter, now or in
+serving, must get the same ones, or must not use it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from recranker.errors import ModelError
+from recranker.llm.chat import ChatFrame
+from recranker.llm.model import LanguageModel, load_adapter, load_model
+from recranker.llm.scoring import make_scorer
+from recranker.llm.settings import LLMSettings, TuneSettings
+from recranker.settings import Settings
+from recranker.tasks.protocol import Prompt
+from recranker.tasks.settings import TaskName
+
+RECORD = "recranker_adapter.json"
+GOLDEN = "golden.json"
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+"""Greatest difference of two log-probabilities of the same model, nats, per number format."""
+
+AnyRecord = TypeVar("AnyRecord", bound=Settings)
+
+
+class AdapterRecord(Settings):
+    """What an adapter was trained with."""
+
+    model: str
+    """Base model, as the settings name it."""
+    frame: str
+    """Digest of the chat frame the prompts stood in."""
+    labels: dict[TaskName, tuple[tuple[str, ...], ...]]
+    """Label sets seen, per task."""
+    dtype: str
+    """Number format of the trained model."""
+    max_prompt_tokens: int
+    """Prefix and one question at the most."""
+    seed: int
+    """Seed of the run."""
+    tune: TuneSettings
+    """How it was trained."""
+
+
+class GoldenAnswer(Settings):
+    """A prompt, and what the trained model made of it."""
+
+    prompt: Prompt
+    """Text, labels and items."""
+    log_probabilities: tuple[tuple[float, ...], ...]
+    """Per question: nats, normalised over its labels."""
+
+
+class Golden(Settings):
+    """Answers that a loaded adapter must reproduce."""
+
+    dtype: str
+    """Number format they were computed in."""
+    answers: tuple[GoldenAnswer, ...]
+    """At least one."""
+
+
+def frame_digest(frame: ChatFrame) -> str:
+    """Changes with the chat template or the tokens it becomes."""
+    return hashlib.sha256(json.dumps([frame.head_ids, frame.tail_ids]).encode()).hexdigest()[:16]
+
+
+def record_of(
+    lm: LanguageModel, prompts: Sequence[Prompt], llm: LLMSettings, tune: TuneSettings, seed: int
+) -> AdapterRecord:
+    """The record of an adapter trained on ``prompts``."""
+    seen = {(question.task, question.labels) for prompt in prompts for question in prompt.questions}
+    labels = {task: tuple(sorted(one for name, one in seen if name == task)) for task in sorted({t for t, _ in seen})}
+    return AdapterRecord(
+        model=llm.model,
+        frame=frame_digest(lm.frame),
+        labels=labels,
+        dtype=_name(lm.dtype),
+        max_prompt_tokens=llm.max_prompt_tokens,
+        seed=seed,
+        tune=tune,
+    )
+
+
+def golden_prompts(prompts: Sequence[Prompt], count: int = 3) -> list[Prompt]:
+    """The first prompts of training, cut short of nothing: real text is what an adapter must be right on."""
+    return list(prompts[:count])
+
+
+def golden_of(lm: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[NDArray[np.float64]]]) -> Golden:
+    """The golden file of a trained model's ``answers`` to ``prompts``."""
+    pairs = zip(prompts, answers, strict=True)
+    return Golden(
+        dtype=_name(lm.dtype),
+        answers=tuple(
+            GoldenAnswer(prompt=prompt, log_probabilities=tuple(tuple(one.tolist()) for one in found))
+            for prompt, found in pairs
+        ),
+    )
+
+
+def save_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden: Golden) -> None:
+    """Write the adapter of ``lm`` and its papers; sharded weights must have been gathered before.
+
+    Raises:
+        ModelError: If the adapter is empty or untrained, the trap of a sharded save.
+    """
+    check_trained(lm)
+    lm.model.peft_config["default"].base_model_name_or_path = record.model  # not this machine's path
+    # without the flag peft looks for the base model on the hub to learn whether embeddings were resized
+    lm.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / GOLDEN).write_text(golden.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def check_trained(lm: LanguageModel) -> None:
+    """Make sure that every matrix B of the adapter has left zero, where it starts.
+
+    Raises:
+        ModelError: If one is empty, zero, or holds a number that is none.
+    """
+    found = {name: weight for name, weight in lm.model.named_parameters() if "lora_B" in name}
+    bad = [name for name, weight in found.items() if not (weight.numel() and weight.any() and weight.isfinite().all())]
+    if bad or not found:
+        raise ModelError(
+            f"the adapter was not trained: {len(bad)} of {len(found)} LoRA B matrices are empty, zero or not finite "
+            f"{bad[:2]}; tune.learning_rate may be 0 for all its steps, or the save saw only a shard"
+        )
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """What the adapter in ``folder`` was trained with.
+
+    Raises:
+        ModelError: If the file is missing or not as we write it.
+    """
+    return _read(AdapterRecord, folder / RECORD)
+
+
+def check_adapter(lm: LanguageModel, folder: Path, settings: LLMSettings) -> float:
+    """Make sure that ``lm``, with the adapter of ``folder`` loaded, gives the golden answers.
+
+    Returns:
+        The greatest difference of log-probabilities found, nats.
+
+    Raises:
+        ModelError: If the chat frame is not that of training, or an answer differs.
+    """
+    record, golden = read_record(folder), _read(Golden, folder / GOLDEN)
+    if record.frame != frame_digest(lm.frame):
+        raise ModelError(
+            f"{folder}: trained within another chat template than this model's; load it on {record.model!r}"
+        )
+    expected = [np.concatenate(answer.log_probabilities) for answer in golden.answers]
+    asked = settings.model_copy(update={"max_prompt_tokens": record.max_prompt_tokens})
+    found = make_scorer(lm, asked).score([answer.prompt for answer in golden.answers])
+    pairs = zip(found, expected, strict=True)
+    difference = max(float(np.abs(np.concatenate(one) - wanted).max()) for one, wanted in pairs)
+    tolerance = max(TOLERANCES[lm.dtype], TOLERANCES[getattr(torch, golden.dtype)])
+    if not difference <= tolerance:
+        raise ModelError(
+            f"{folder}: the loaded adapter does not answer as the trained model did: log-probabilities differ by "
+            f"{difference:.2g} nats, allowed {tolerance:g}; the files are damaged or of another base model: tune again"
+        )
+    return difference
+
+
+def reload_and_check(model: Path, folder: Path, settings: LLMSettings) -> float:
+    """Load base and adapter from disk and compare with the golden answers; see ``check_adapter``."""
+    lm = load_model(model, settings)
+    load_adapter(lm, folder)
+    return check_adapter(lm, folder, settings)
+
+
+def _read(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not readable, so the adapter cannot be trusted: {error}; tune again") from None
+    except ValidationError as error:
+        raise ModelError(
+            f"{path}: {error.error_count()} entries are not as this version writes them; tune again"
+        ) from None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

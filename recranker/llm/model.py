@@ -1,0 +1,186 @@
+"""A causal language model with its tokenizer, chat frame and, where tuned, its adapter."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from recranker.errors import ModelError
+from recranker.llm import smollm2
+from recranker.llm.chat import ChatFrame, chat_frame, check_inert
+from recranker.llm.settings import LLMSettings, LoraSettings
+
+logger = logging.getLogger(__name__)
+
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class LanguageModel:
+    """What scoring and tuning need of a model."""
+
+    model: Any
+    """A transformers causal LM, or the ``PeftModel`` round it."""
+    tokenizer: Any
+    frame: ChatFrame
+    device: torch.device
+    dtype: torch.dtype
+
+
+def resolve_model(name: str, cache: Path) -> Path:
+    """The local folder of model ``name``: safetensors, configuration and tokenizer.
+
+    Args:
+        name: 'smollm2-135m-instruct' (fetched and converted once), a local folder, or a hub id.
+        cache: Folder for downloads and converted models.
+
+    Raises:
+        ModelError: If there is no such model, or it has no safetensors.
+        FetchError: If a download fails or is not what its checksum promises.
+    """
+    if name == smollm2.NAME:
+        return smollm2.resolve(cache)
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return _with_weights(local)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelError(f"llm.model: no folder {name!r}; give a model's folder, a hub id or {smollm2.NAME!r}")
+    return _with_weights(_from_hub(name, cache))
+
+
+def _from_hub(name: str, cache: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, cache_dir=cache / "hub", allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"llm.model: {name!r} is no local folder and cannot be fetched: {_line(error)}") from None
+
+
+def _with_weights(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json, so this is no model's folder")
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no *.safetensors; other weight formats can run code and are not read")
+    return folder
+
+
+def load_model(path: Path, settings: LLMSettings) -> LanguageModel:
+    """The model in ``path`` in evaluation mode, on the device and in the format ``settings`` ask for.
+
+    Raises:
+        ModelError: If files are missing or broken, the device is not there, or the tokenizer is unfit.
+    """
+    torch.set_num_threads(settings.threads)
+    device = _device(settings)
+    dtype = _dtype(settings, device)
+    _with_weights(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{path}: not loadable as a causal language model: {_line(error)}") from None
+    check_inert(tokenizer, where=str(path))
+    frame = chat_frame(tokenizer, where=str(path))
+    return LanguageModel(model.to(device).eval(), tokenizer, frame, device, dtype)
+
+
+def _device(settings: LLMSettings) -> torch.device:
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise ModelError("llm.device is 'cuda', but this process sees no CUDA device; set llm.device=auto or cpu")
+    return torch.device("cpu" if settings.device == "cpu" or not there else "cuda")
+
+
+def _dtype(settings: LLMSettings, device: torch.device) -> torch.dtype:
+    """bfloat16 is several times slower than float32 on CPUs without instructions for it."""
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+
+
+def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> None:
+    """Put a fresh trainable LoRA adapter round ``lm.model``; everything else is frozen.
+
+    Raises:
+        ModelError: If there is an adapter already, or the model has none of the layers named.
+    """
+    if isinstance(lm.model, PeftModel):
+        raise ModelError("the model has an adapter already; load the base model again before adding another")
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lm.model = get_peft_model(lm.model, config)
+    except ValueError as error:
+        raise ModelError(f"tune.lora.targets do not fit this model: {_line(error)}") from None
+
+
+def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> None:
+    """Put the adapter saved in ``path`` round ``lm.model``, in place of one that may be there.
+
+    Raises:
+        ModelError: If files are missing, or tensors are missing, empty or of another shape.
+    """
+    if not (path / ADAPTER_WEIGHTS).is_file() or not (path / "adapter_config.json").is_file():
+        raise ModelError(f"{path}: no adapter here; needed adapter_config.json and {ADAPTER_WEIGHTS}")
+    remove_adapter(lm)
+    try:
+        tuned = PeftModel.from_pretrained(lm.model, str(path), is_trainable=trainable, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{path}: the adapter does not fit this model: {_line(error)}") from None
+    lm.model = tuned if trainable else tuned.eval()
+    _check_complete(tuned, path)
+
+
+def _check_complete(tuned: Any, path: Path) -> None:
+    """peft only warns when tensors are missing, which is how an empty adapter of a sharded run goes unseen."""
+    with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    missing = set(get_peft_model_state_dict(tuned)) - saved
+    if missing:
+        raise ModelError(f"{path}: the adapter lacks {len(missing)} tensors, for instance {min(missing)!r}; tune again")
+
+
+def remove_adapter(lm: LanguageModel) -> None:
+    """Take the adapter off, if there is one; the base weights are left as they were."""
+    if isinstance(lm.model, PeftModel):
+        lm.model = lm.model.unload()
+
+
+@contextmanager
+def adapter_disabled(lm: LanguageModel) -> Iterator[None]:
+    """Within this block ``lm`` answers as the untuned model."""
+    context: AbstractContextManager[Any] = (
+        lm.model.disable_adapter() if isinstance(lm.model, PeftModel) else nullcontext()
+    )
+    with context:
+        yield
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a message that may run over many."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,49 @@
+"""From the model's answers about one list to one score per candidate and task."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recranker.tasks import listwise, pairwise, pointwise
+from recranker.tasks.protocol import Answer, RatingScale
+
+TASKS = ("pointwise", "pairwise", "listwise")
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def task_scores(answers: Sequence[Answer], item_ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """``(items,)`` scores of every task that was asked; higher is better, scales differ between tasks.
+
+    pointwise: P(like) or the rescaled expected rating; pairwise: mean log-odds of winning;
+    listwise: mean log-probability of the item's letter.
+    """
+    by_task = _by_task(answers)
+    functions = {"pointwise": pointwise.scores, "pairwise": pairwise.scores, "listwise": listwise.scores}
+    return {task: functions[task](by_task[task], item_ids) for task in TASKS if task in by_task}
+
+
+def paper_utilities(
+    answers: Sequence[Answer], item_ids: Sequence[str], scale: RatingScale
+) -> dict[str, NDArray[np.float64]]:
+    """The paper's U_point, U_pair and U_list of every task that was asked; ``item_ids`` in retrieval order.
+
+    Source: RecRanker, arXiv 2312.16018, section 4.4.
+    """
+    by_task, scores = _by_task(answers), task_scores(answers, item_ids)
+    utilities: dict[str, NDArray[np.float64]] = {}
+    if "pointwise" in scores:
+        utilities["pointwise"] = pointwise.utility(scores["pointwise"], scale)
+    if "pairwise" in scores:
+        utilities["pairwise"] = pairwise.utility(by_task["pairwise"], item_ids)
+    if "listwise" in scores:
+        utilities["listwise"] = listwise.utility(scores["listwise"])
+    return utilities
+
+
+def _by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    grouped: dict[str, list[Answer]] = {}
+    for answer in answers:
+        grouped.setdefault(answer.task, []).append(answer)
+    return grouped

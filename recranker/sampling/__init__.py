@@ -1,0 +1,1 @@
+"""Which users to learn from: adaptive user sampling and uniform."""

@@ -1,0 +1,92 @@
+"""The base of all settings, and how they are read.
+
+Order of precedence: defaults, the TOML file, then ``section.field=value`` on the command line.
+Importing this module pulls in neither torch nor ray nor mlflow.
+"""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recranker.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Frozen, refuses unknown keys, and takes each field's description from the line under it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load_settings(kind: type[AnySettings], path: str, overrides: list[str]) -> AnySettings:
+    """Settings of ``kind`` from a TOML file with ``section.field=value`` overrides on top.
+
+    Raises:
+        SettingsError: If the file is missing or no TOML, a key is unknown, or a value is refused.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"settings file {path!r} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path!r} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(values, override)
+    return check_settings(kind, values, where=path)
+
+
+def check_settings(kind: type[AnySettings], values: dict[str, Any], *, where: str) -> AnySettings:
+    """``values`` as settings of ``kind``; every complaint in one line.
+
+    Raises:
+        SettingsError: With the path of each refused key, what came, and where.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {_one_line(error)}") from None
+
+
+def settings_hash(*parts: object) -> str:
+    """A short digest that changes when any setting in ``parts`` changes."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise SettingsError(f"an override must read section.field=value, got {override!r}")
+    *sections, field = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"{override!r}: {section!r} is a value, not a section")
+    values[field] = _parse(text)
+
+
+def _parse(text: str) -> Any:
+    """A TOML value where it is one, otherwise the text itself, so that paths need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _one_line(error: ValidationError) -> str:
+    complaints = []
+    for item in error.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            complaints.append(f"unknown setting {name!r}; see --dry-run for those that exist")
+        elif item["type"] == "missing":
+            complaints.append(f"setting {name!r} is missing and has no default")
+        else:
+            complaints.append(f"setting {name!r} = {item['input']!r} is refused: {item['msg']}")
+    return "; ".join(complaints)

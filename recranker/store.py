@@ -1,0 +1,269 @@
+"""Where stages keep their tables, and how a stage's output becomes visible all at once.
+
+A stage writes into ``.<stage>.partial`` beside its final folder. Publishing moves the folder and
+writes ``_manifest.json`` last: a folder without a manifest is not there. The manifest says what the
+output was made from, so an unchanged stage is skipped, and holds a hash of every table that
+depends on its rows only, not on files, blocks or row order.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from recranker.errors import DataError, OutputError
+from recranker.schema import SCHEMA_VERSION, TableSchema
+
+MANIFEST = "_manifest.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an output was made from; equal origins mean equal outputs."""
+
+    settings: str
+    """Hash of the settings that shape the output."""
+    code: str
+    """Hash of the sources that make it."""
+    inputs: dict[str, str]
+    """Fingerprint of each stage read."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one finished stage."""
+
+    stage: str
+    origin: Origin
+    tables: dict[str, dict[str, Any]]
+    """Rows and logical hash of every table."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that is no table (an adapter, a plot)."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts and statements that later stages and people need; nothing that differs from run to run."""
+    commit: str = "unknown"
+    """Version control state of the code, for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a row of any table, a file or a fact changes; not with how they came about."""
+        parts = [self.stage, self.tables, self.files, self.facts]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Store:
+    """The outputs of one run's stages under one folder or object-store prefix."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
+        self.filesystem, self.root = fs.FileSystem.from_uri(self.uri)
+
+    def folder(self, stage: str, table: str = "") -> str:
+        """Path of a published stage or one of its tables, on this store's filesystem."""
+        return f"{self.root}/{stage}/{table}".rstrip("/")
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """The stage's manifest, or None where the stage has not been published."""
+        path = f"{self.folder(stage)}/{MANIFEST}"
+        if self.filesystem.get_file_info(path).type != fs.FileType.File:
+            return None
+        with self.filesystem.open_input_file(path) as file:
+            values = json.loads(file.read())
+        return Manifest(**{**values, "origin": Origin(**values["origin"])})
+
+    def require(self, stage: str) -> Manifest:
+        """The stage's manifest.
+
+        Raises:
+            DataError: If the stage has not been run.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None:
+            raise DataError(
+                f"{self.uri}: stage '{stage}' has no finished output; run it first: python -m jobs.{stage} CONFIG"
+            )
+        return manifest
+
+    def read(self, stage: str, table: TableSchema, columns: list[str] | None = None) -> pa.Table:
+        """One table of a published stage, sorted by its key, its schema checked.
+
+        Raises:
+            DataError: If the stage is missing, a file is broken, or the schema differs.
+        """
+        recorded = self.require(stage).tables.get(table.name)
+        if recorded is None:
+            raise DataError(f"{self.uri}/{stage}: no table '{table.name}' was published")
+        found = read_folder(self.filesystem, self.folder(stage, table.name), table)
+        if found.num_rows != recorded["rows"]:
+            raise DataError(
+                f"{self.folder(stage, table.name)}: manifest promises {recorded['rows']} rows, found {found.num_rows}; "
+                "delete the stage's folder and run it again"
+            )
+        found = sort_by_key(found, table)
+        return found.select(columns) if columns else found
+
+    @contextmanager
+    def publish(self, stage: str, origin: Origin, *, commit: str = "unknown") -> Iterator["StageWriter"]:
+        """A writer whose tables become the stage's output when the block ends without an error.
+
+        Raises:
+            OutputError: If the store cannot be written.
+        """
+        partial = f"{self.root}/.{stage}.partial"
+        try:
+            if self.filesystem.get_file_info(partial).type != fs.FileType.NotFound:
+                self.filesystem.delete_dir(partial)
+            self.filesystem.create_dir(partial, recursive=True)
+            self._probe(partial)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write results under {self.uri!r}: {error}; set store.home to a writable place"
+            ) from None
+        writer = StageWriter(self.filesystem, partial)
+        yield writer
+        manifest = Manifest(stage, origin, writer.describe(), writer.describe_files(), writer.facts, commit)
+        self._reveal(partial, self.folder(stage), manifest)
+
+    def _probe(self, folder: str) -> None:
+        with self.filesystem.open_output_stream(f"{folder}/.probe") as file:
+            file.write(b"writable")
+        self.filesystem.delete_file(f"{folder}/.probe")
+
+    def _reveal(self, partial: str, final: str, manifest: Manifest) -> None:
+        if self.filesystem.get_file_info(f"{final}/{MANIFEST}").type == fs.FileType.File:
+            self.filesystem.delete_file(f"{final}/{MANIFEST}")  # first, so that a kill leaves "not there"
+        if self.filesystem.get_file_info(final).type != fs.FileType.NotFound:
+            self.filesystem.delete_dir(final)
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            self.filesystem.move(partial, final)
+        else:  # object stores cannot move a folder
+            fs.copy_files(partial, final, source_filesystem=self.filesystem, destination_filesystem=self.filesystem)
+            self.filesystem.delete_dir(partial)
+        write_atomically(self.filesystem, f"{final}/{MANIFEST}", _to_json(manifest))
+
+
+class StageWriter:
+    """Collects a stage's tables, files and facts in its unpublished folder."""
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
+        self.filesystem = filesystem
+        self.root = folder
+        self.facts: dict[str, Any] = {}
+        self._schemas: dict[str, TableSchema] = {}
+        self._folders: list[Path] = []
+
+    def write(self, schema: TableSchema, table: pa.Table) -> None:
+        """Write one whole table.
+
+        Raises:
+            DataError: If the table does not fit its schema.
+        """
+        table = schema.conform(table, where=self.folder(schema))
+        path = f"{self.folder(schema)}/part-00000.parquet"
+        pq.write_table(sort_by_key(table, schema), path, filesystem=self.filesystem)
+
+    def folder(self, schema: TableSchema) -> str:
+        """A fresh folder for one table's Parquet files, for writers that bring their own (Ray Data)."""
+        self._schemas[schema.name] = schema
+        folder = f"{self.root}/{schema.name}"
+        self.filesystem.create_dir(folder, recursive=True)
+        return folder
+
+    def files(self, name: str) -> Path:
+        """A local folder for files that are no tables (an adapter, a plot), published with the rest.
+
+        Raises:
+            OutputError: If the store is not on a local or mounted filesystem.
+        """
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            raise OutputError(
+                f"folder '{name}' needs a local or mounted filesystem, got {self.root}; set store.home to one"
+            )
+        path = Path(self.root) / name
+        path.mkdir(parents=True, exist_ok=True)
+        self._folders.append(path)
+        return path
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Rows and logical hash of every table written."""
+        described = {}
+        for name, schema in sorted(self._schemas.items()):
+            table = read_folder(self.filesystem, f"{self.root}/{name}", schema)
+            described[name] = {"rows": table.num_rows, "hash": logical_hash(table, schema)}
+        return described
+
+    def describe_files(self) -> dict[str, str]:
+        """SHA-256 of every file in the folders given out by ``files``."""
+        found = sorted({file for folder in self._folders for file in folder.rglob("*") if file.is_file()})
+        return {str(file.relative_to(self.root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+
+def read_folder(filesystem: fs.FileSystem, folder: str, schema: TableSchema) -> pa.Table:
+    """All Parquet files of a folder as one table, its schema checked before anything is loaded.
+
+    Raises:
+        DataError: If a file is broken or the schema differs.
+    """
+    try:
+        found = ds.dataset(folder, format="parquet", filesystem=filesystem)
+        if not found.files:
+            return schema.schema.empty_table()
+        schema.check(found.schema, where=folder)
+        return schema.conform(found.to_table(), where=folder)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{folder}: not readable as Parquet: {error}") from None
+
+
+def sort_by_key(table: pa.Table, schema: TableSchema) -> pa.Table:
+    """``table`` in the order of its key, in one chunk."""
+    return table.sort_by([(name, "ascending") for name in schema.key]).combine_chunks()
+
+
+def logical_hash(table: pa.Table, schema: TableSchema) -> str:
+    """A digest of the rows alone: the same for any file layout, block count and row order."""
+    rows = sort_by_key(schema.conform(table, where=schema.name), schema).replace_schema_metadata(None)
+    bare = pa.schema([pa.field(one.name, one.type) for one in rows.schema])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, bare) as stream:
+        stream.write_table(pa.table(rows.columns, schema=bare))
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+def write_atomically(filesystem: fs.FileSystem, path: str, text: str) -> None:
+    """Write a small file so that readers see all of it or none."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:  # one PUT is atomic
+            stream.write(text.encode())
+        return
+    partial = Path(f"{path}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def source_hash(*paths: Path) -> str:
+    """Digest of all Python sources and templates under ``paths``."""
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.suffix in {".py", ".toml", ".txt"}:
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _to_json(manifest: Manifest) -> str:
+    values = {**manifest.__dict__, "origin": manifest.origin.__dict__}
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,1 @@
+"""The three questions put to the model: pointwise, pairwise, listwise."""

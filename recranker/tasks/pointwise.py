@@ -1,0 +1,62 @@
+"""Pointwise: would the user like this item, or how would they rate it?"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recranker.tasks.protocol import Answer, Candidate, Question, RatingScale
+
+LIKE_LABELS = ("No", "Yes")
+POSITION_PENALTY = 0.05
+
+
+def question(
+    candidate: Candidate,
+    *,
+    kind: Literal["like", "rating"],
+    scale: RatingScale,
+    hint: bool,
+    answer: str | None = None,
+) -> Question:
+    """The question about one candidate; ``hint`` mentions its predicted rating, where there is one."""
+    signal = ""
+    if hint and candidate.predicted_rating is not None:
+        signal = f" (predicted rating {candidate.predicted_rating:.1f} of {scale.highest:g})"
+    if kind == "like":
+        text = f"\n\nWill this person like {candidate.title}{signal}? Yes or No:"
+        return Question("pointwise", text, LIKE_LABELS, (candidate.item_id,), answer)
+    text = f"\n\nHow will this person rate {candidate.title}{signal}, from {scale.labels[0]} to {scale.labels[-1]}?"
+    return Question("pointwise", text, scale.labels, (candidate.item_id,), answer)
+
+
+def rating_label(rating: float, scale: RatingScale) -> str:
+    """The label nearest to a rating; halves go up."""
+    return str(int(np.clip(np.floor(rating + 0.5), round(scale.lowest), round(scale.highest))))
+
+
+def scores(answers: Sequence[Answer], item_ids: Sequence[str]) -> NDArray[np.float64]:
+    """``(items,)`` expected place on the label scale, in [0, 1]: P(like), or the expected rating rescaled.
+
+    Labels run from worst to best, so one formula serves both kinds of question.
+    """
+    known = {answer.item_ids[0]: answer for answer in answers}
+    expected = np.empty(len(item_ids))
+    for index, item_id in enumerate(item_ids):
+        probabilities = np.exp(known[item_id].log_probabilities)
+        expected[index] = probabilities @ np.linspace(0.0, 1.0, len(probabilities))
+    return expected
+
+
+def utility(expected: NDArray[np.float64], scale: RatingScale) -> NDArray[np.float64]:
+    """U_point(i) = s_i - 0.05 m_i: the rating minus a penalty on the retrieval position from 1.
+
+    Args:
+        expected: ``(items,)`` in [0, 1] from ``scores``, in the retriever's order.
+        scale: What [0, 1] stands for in ratings.
+
+    Source: RecRanker, arXiv 2312.16018, section 4.4 (constants of its published settings).
+    """
+    positions = np.arange(1, len(expected) + 1)
+    return scale.lowest + expected * (scale.highest - scale.lowest) - POSITION_PENALTY * positions

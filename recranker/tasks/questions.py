@@ -1,0 +1,89 @@
+"""All questions of one prompt: for training on a known target, and for ranking a list."""
+
+from collections.abc import Sequence
+
+from recranker.randomness import generator
+from recranker.tasks import listwise, pairwise, pointwise
+from recranker.tasks.protocol import Candidate, Question, RatingScale
+from recranker.tasks.settings import InstructSettings, TaskName
+
+ALL_TASKS: tuple[TaskName, ...] = ("pointwise", "pairwise", "listwise")
+
+
+def ranking_questions(
+    candidates: Sequence[Candidate],
+    settings: InstructSettings,
+    scale: RatingScale,
+    *key: str | int,
+    tasks: Sequence[TaskName] = ALL_TASKS,
+) -> tuple[Question, ...]:
+    """Every question needed to rank ``candidates``: n pointwise, n/2 pairs in both orders, m shuffled lists.
+
+    Args:
+        candidates: In the retriever's order.
+        settings: Which kind of answer, hints, permutations.
+        scale: The data's rating scale.
+        key: Keys the pairs and the shuffles, for instance ``seed, list_id``.
+        tasks: The tasks to ask.
+    """
+    hint, kind = settings.hints, settings.pointwise_answer
+    questions: list[Question] = []
+    if "pointwise" in tasks:
+        questions += [pointwise.question(one, kind=kind, scale=scale, hint=hint) for one in candidates]
+    if "pairwise" in tasks:
+        for first, second in pairwise.schedule(len(candidates), *key):
+            pair = candidates[first], candidates[second]
+            questions += [pairwise.question(*pair, hint=hint), pairwise.question(*pair[::-1], hint=hint)]
+    if "listwise" in tasks:
+        for permutation in range(settings.list_permutations):
+            shown = listwise.shuffled(candidates, *key, permutation)
+            questions.append(listwise.question(shown, hint=hint))
+    return tuple(questions)
+
+
+def training_questions(
+    candidates: Sequence[Candidate],
+    target_id: str,
+    target_rating: float | None,
+    settings: InstructSettings,
+    scale: RatingScale,
+    *key: str | int,
+) -> tuple[Question, ...]:
+    """Questions with answers about one rolled-back list that holds its target.
+
+    Pointwise asks about the target and, where the answer is Yes or No, about hard candidates the user
+    has not rated. Each pair sets the target against a hard candidate in a random order; the list is
+    shuffled and its answer is the target's letter.
+    """
+    random = generator("training questions", *key)
+    target = next(one for one in candidates if one.item_id == target_id)
+    others = [one for one in candidates if one.item_id != target_id]
+    hard = [others[index] for index in random.permutation(len(others))]
+    hint = settings.hints
+    questions = _pointwise(target, hard, target_rating, settings, scale)
+    for other in hard[: settings.pairs]:
+        if random.random() < 0.5:
+            questions.append(pairwise.question(target, other, hint=hint, answer="Yes"))
+        else:
+            questions.append(pairwise.question(other, target, hint=hint, answer="No"))
+    shown = listwise.shuffled(candidates, *key)
+    questions.append(listwise.question(shown, hint=hint, answer_id=target_id))
+    return tuple(questions)
+
+
+def _pointwise(
+    target: Candidate,
+    hard: Sequence[Candidate],
+    target_rating: float | None,
+    settings: InstructSettings,
+    scale: RatingScale,
+) -> list[Question]:
+    hint = settings.hints
+    if settings.pointwise_answer == "rating":
+        if target_rating is None:
+            return []
+        label = pointwise.rating_label(target_rating, scale)
+        return [pointwise.question(target, kind="rating", scale=scale, hint=hint, answer=label)]
+    asked = [pointwise.question(target, kind="like", scale=scale, hint=hint, answer="Yes")]
+    negatives = hard[: settings.pointwise_negatives]
+    return asked + [pointwise.question(one, kind="like", scale=scale, hint=hint, answer="No") for one in negatives]

@@ -1,0 +1,1 @@
+"""What we run online: the three task deployments and their router."""

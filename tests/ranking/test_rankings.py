@@ -1,0 +1,79 @@
+import numpy as np
+import pyarrow as pa
+
+from recranker.ranking.rankings import choose_lists, rank_all, weights_from_validation
+from recranker.schema import ANSWERS
+from recranker.tasks.protocol import RatingScale
+from recranker.tasks.questions import ranking_questions
+from recranker.tasks.settings import InstructSettings
+from tests.tables import candidate_list, candidates
+
+ITEMS = ["a", "b", "c", "d"]
+SCALE = RatingScale(1, 5)
+
+
+def answered(one: dict, model: str, favourite: str) -> dict:
+    """ANSWERS row of a model that is sure of ``favourite`` whatever it is asked."""
+    from recranker.tasks.protocol import Candidate
+
+    shown = [Candidate(item, item, place + 1) for place, item in enumerate(one["candidate_ids"])]
+    answers = []
+    for question in ranking_questions(shown, InstructSettings(), SCALE, 0, one["list_id"]):
+        count = len(question.labels)
+        logits = np.zeros(count)
+        if question.task == "listwise":
+            logits[question.item_ids.index(favourite)] = 3.0
+        elif favourite in question.item_ids:
+            logits[1 if question.item_ids[0] == favourite else 0] = 3.0
+        found = (logits - np.logaddexp.reduce(logits)).tolist()
+        answers.append({"task": question.task, "item_ids": list(question.item_ids), "log_probabilities": found})
+    shared = {name: one[name] for name in ("list_id", "user_id", "split")}
+    return {**shared, "model": model, "answers": answers, "prompt_tokens": 1}
+
+
+def answers(*rows: dict) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=ANSWERS.schema)
+
+
+def test_every_ranker_puts_the_models_favourite_first_and_permutes_the_candidates() -> None:
+    test = candidate_list("u", "test", "d", ITEMS)
+    ranked = rank_all(answers(answered(test, "tuned", "d")), candidates(test), SCALE, {"listwise": 1.0})
+    assert ranked["row"].to_pylist() == ["pointwise", "pairwise", "listwise", "hybrid_paper", "hybrid"]
+    for row in ranked.to_pylist():
+        assert sorted(row["item_ids"]) == ITEMS
+        assert row["item_ids"][0] == "d", row["row"]
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+
+
+def test_the_untuned_model_has_rows_of_its_own() -> None:
+    test = candidate_list("u", "test", "d", ITEMS)
+    ranked = rank_all(answers(answered(test, "untuned", "b")), candidates(test), SCALE, {"listwise": 1.0})
+    assert ranked["row"].to_pylist() == [
+        "untuned_pointwise", "untuned_pairwise", "untuned_listwise", "untuned_hybrid"
+    ]  # fmt: skip
+
+
+def test_weights_come_from_validation_lists_alone() -> None:
+    lists = [candidate_list(f"u{n}", "validation", "c", ITEMS) for n in range(30)]
+    test = candidate_list("t", "test", "a", ITEMS)
+    right = [answered(one, "tuned", "c") for one in lists]
+    weights, count = weights_from_validation(answers(*right, answered(test, "tuned", "d")), candidates(*lists, test))
+    assert count == 30
+    assert weights["listwise"] > 0.2
+    assert weights["backbone"] == 0.0  # it ranks c third
+
+
+def test_lists_that_cannot_change_the_result_are_not_ranked() -> None:
+    rows = [
+        candidate_list("u", "train", "a", ITEMS),
+        candidate_list("u", "test", "a", ITEMS),
+        candidate_list("v", "test", "x", ITEMS),
+        *(candidate_list(f"w{n}", "validation", "a", ITEMS) for n in range(5)),
+        candidate_list("z", "validation", "x", ITEMS),
+    ]
+    chosen = choose_lists(candidates(*rows), only_hits=True, max_validation=3, seed=0)
+    assert "test/u/a" in chosen
+    assert "test/v/x" not in chosen
+    assert sum(one.startswith("validation") for one in chosen) == 3
+    everything = choose_lists(candidates(*rows), only_hits=False, max_validation=99, seed=0)
+    assert len(everything) == 2 + 5

@@ -1,0 +1,93 @@
+import pytest
+
+from recranker.errors import SettingsError
+from recranker.tasks import listwise, pairwise, pointwise
+from recranker.tasks.protocol import Candidate, RatingScale
+from recranker.tasks.questions import ranking_questions, training_questions
+from recranker.tasks.settings import InstructSettings
+
+SCALE = RatingScale(1.0, 5.0)
+TEN = [Candidate(f"i{n}", f"Film {n}", n + 1, 4.0 - n / 10) for n in range(10)]
+
+
+def test_a_user_costs_ten_points_ten_pairs_and_two_lists() -> None:
+    asked = ranking_questions(TEN, InstructSettings(), SCALE, 0, "list")
+    assert [sum(one.task == task for one in asked) for task in ("pointwise", "pairwise", "listwise")] == [10, 10, 2]
+    assert all(one.answer is None for one in asked)
+
+
+def test_pairs_are_disjoint_and_asked_in_both_orders() -> None:
+    asked = [one.item_ids for one in ranking_questions(TEN, InstructSettings(), SCALE, 0, "list", tasks=["pairwise"])]
+    assert all(pair[::-1] in asked for pair in asked)
+    assert sorted(item for pair in asked for item in pair) == sorted(2 * [one.item_id for one in TEN])
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 10])
+def test_every_item_is_in_a_pair(count: int) -> None:
+    pairs = pairwise.schedule(count, "key")
+    assert {item for pair in pairs for item in pair} == set(range(count))
+    assert all(first != second for first, second in pairs)
+
+
+def test_the_order_shown_is_keyed_and_differs_between_permutations() -> None:
+    asked = ranking_questions(TEN, InstructSettings(), SCALE, 0, "list", tasks=["listwise"])
+    again = ranking_questions(TEN, InstructSettings(), SCALE, 0, "list", tasks=["listwise"])
+    other = ranking_questions(TEN, InstructSettings(), SCALE, 1, "list", tasks=["listwise"])
+    assert asked == again
+    assert asked[0].item_ids != asked[1].item_ids
+    assert asked[0].item_ids != other[0].item_ids
+    assert asked[0].item_ids != tuple(one.item_id for one in TEN)
+
+
+def test_training_answers_name_the_target() -> None:
+    settings = InstructSettings(pointwise_negatives=2, pairs=3)
+    for draw in range(20):
+        for one in training_questions(TEN, "i4", 5.0, settings, SCALE, 0, draw):
+            if one.task == "listwise":
+                assert one.item_ids["ABCDEFGHIJ".index(one.answer or "")] == "i4"
+            elif one.task == "pairwise":
+                assert one.item_ids[0 if one.answer == "Yes" else 1] == "i4"
+            else:
+                assert (one.item_ids == ("i4",)) == (one.answer == "Yes")
+
+
+def test_pair_answers_and_letters_are_not_always_the_same() -> None:
+    asked = [one for draw in range(40) for one in training_questions(TEN, "i4", 5.0, InstructSettings(), SCALE, draw)]
+    assert {one.answer for one in asked if one.task == "pairwise"} == {"Yes", "No"}
+    assert len({one.answer for one in asked if one.task == "listwise"}) > 5
+
+
+def test_the_rating_question_takes_its_scale_from_the_data() -> None:
+    books = RatingScale(1.0, 10.0)
+    settings = InstructSettings(pointwise_answer="rating")
+    asked = training_questions(TEN, "i4", 7.5, settings, books, 0)[0]
+    assert asked.labels == tuple(str(n) for n in range(1, 11))
+    assert asked.answer == "8"
+    assert "from 1 to 10" in asked.text
+
+
+def test_without_ratings_a_rating_is_not_asked_and_no_rating_is_mentioned() -> None:
+    bare = [Candidate(one.item_id, one.title, one.position) for one in TEN]
+    settings = InstructSettings(pointwise_answer="rating")
+    asked = training_questions(bare, "i4", None, settings, SCALE, 0)
+    assert {one.task for one in asked} == {"pairwise", "listwise"}
+    assert "predicted" not in pointwise.question(bare[0], kind="like", scale=SCALE, hint=True).text
+
+
+def test_hints_say_what_the_retriever_thinks_and_can_be_left_out() -> None:
+    assert "favours the second" in pairwise.question(TEN[5], TEN[2], hint=True).text
+    assert "order: B, C, A." in listwise.question([TEN[9], TEN[0], TEN[4]], hint=True).text
+    assert "predicted rating 3.6 of 5" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint=True).text
+    for one in ranking_questions(TEN, InstructSettings(hints=False), SCALE, 0):
+        assert "recommender" not in one.text
+        assert "predicted" not in one.text
+
+
+def test_more_candidates_than_letters_are_refused() -> None:
+    with pytest.raises(SettingsError, match="at most 26 candidates, got 27"):
+        listwise.question([TEN[0]] * 27, hint=False)
+
+
+@pytest.mark.parametrize(("rating", "label"), [(0.5, "1"), (3.4, "3"), (3.5, "4"), (5.0, "5"), (9.0, "5")])
+def test_ratings_become_the_nearest_label(rating: float, label: str) -> None:
+    assert pointwise.rating_label(rating, SCALE) == label
