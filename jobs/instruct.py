@@ -46,9 +46,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def show(stage: StageContext, parsed: argparse.Namespace) -> None:
-    """Print the first prompts with one question of each task and its answer."""
-    prompts = stage.read("instruct", PROMPTS).slice(0, parsed.show)
-    for row in prompts.to_pylist():
+    """Print the first prompts, training prompts before others, with one question of each task and its answer."""
+    prompts = stage.read("instruct", PROMPTS).sort_by([("split", "descending"), ("prompt_id", "ascending")])
+    for row in prompts.slice(0, parsed.show).to_pylist():
         print(f"=== {row['prompt_id']} (list {row['list_id']})\n{row['prefix']}")
         for question in {one["task"]: one for one in row["questions"]}.values():
             print(f"--- {question['task']}{question['text']} [{' '.join(question['labels'])}] -> {question['answer']}")
@@ -59,7 +59,6 @@ STAGE = Stage(
     run,
     reads=("prepare", "backbone", "sample"),
     sections=("instruct",),
-    code=("tasks", "distributed/instructions.py", "distributed/datasets.py"),
     options=options,
     show=show,
 )

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from jobs import backbone, evaluate, instruct, prepare, rank, sample, tune
 from jobs.settings import JobSettings
+from jobs.sources import ROOT
 from jobs.stage import (
-    ROOT,
     Stage,
     StageContext,
     command_line,

@@ -20,7 +20,12 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     stage.log_metrics({f"prepare/{name}": float(count) for name, count in facts["counts"].items()})
 
 
-STAGE = Stage("prepare", run, sections=("data",), code=("data",))
+def outside(settings: JobSettings) -> dict[str, str | None]:
+    """The files of the source, where they are the user's own."""
+    return settings.data.source.model_dump(include={"path", "interactions", "items"})
+
+
+STAGE = Stage("prepare", run, sections=("data",), outside=outside)
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

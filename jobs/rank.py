@@ -10,7 +10,7 @@ import time
 import pyarrow as pa
 
 from jobs.settings import JobSettings
-from jobs.stage import Stage, StageContext, main
+from jobs.stage import Stage, StageContext, main, model_folder
 from recranker.distributed.ranking import answer_prompts
 from recranker.llm.model import resolve_model
 from recranker.ranking.fusion import PAPER_WEIGHTS
@@ -72,7 +72,7 @@ STAGE = Stage(
     run,
     reads=("prepare", "backbone", "instruct", "tune"),
     sections=("llm", "ranking"),
-    code=("tasks", "llm", "ranking", "distributed/ranking.py", "distributed/datasets.py"),
+    outside=model_folder,
 )
 
 if __name__ == "__main__":

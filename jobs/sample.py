@@ -28,7 +28,6 @@ STAGE = Stage(
     run,
     reads=("prepare", "backbone"),
     sections=("sampling",),
-    code=("sampling", "distributed/sampling.py", "distributed/datasets.py"),
 )
 
 if __name__ == "__main__":

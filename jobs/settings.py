@@ -13,6 +13,9 @@ from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
 from recranker.settings import Settings
 from recranker.tasks.settings import InstructSettings
 
+SETTINGS_FILE = "settings.json"
+"""Beside every stage's tables: the resolved settings it ran under."""
+
 
 class StoreSettings(Settings):
     """Where everything is kept."""

@@ -17,18 +17,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.settings import JobSettings
+from jobs.settings import SETTINGS_FILE, JobSettings
+from jobs.sources import ROOT, code_hash
 from recranker.distributed import cluster
 from recranker.errors import RecrankerError
 from recranker.progress import Bar
 from recranker.schema import TABLES_OF, TableSchema
 from recranker.settings import load_settings, settings_hash
-from recranker.store import Manifest, Origin, StageWriter, Store, source_hash
+from recranker.store import Manifest, Origin, StageWriter, Store, outside_fingerprint, write_atomically
 from recranker.tracking import StageRun, Tracker
 
 logger = logging.getLogger("recranker.jobs")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,25 @@ class Stage:
     """Earlier stages whose tables it reads."""
     sections: tuple[str, ...] = ()
     """Sections of the settings that shape its output."""
-    code: tuple[str, ...] = ()
-    """Packages of recranker/ whose sources shape its output."""
+    outside: Callable[[JobSettings], dict[str, str | None]] | None = None
+    """Paths from outside the run that it reads, by name: a team's own files, a model's folder."""
     options: Callable[[argparse.ArgumentParser], None] | None = None
     """Adds options of its own to the command line."""
     show: Callable[["StageContext", argparse.Namespace], None] | None = None
     """Shows the finished output to a person; called after a skip too."""
 
+    @property
+    def file(self) -> str:
+        """The job's own source file."""
+        return self.run.__code__.co_filename
+
     def origin(self, settings: JobSettings, store: Store) -> Origin:
         """What the output would be made from now."""
         parts = [settings.seed, *(getattr(settings, section) for section in self.sections)]
-        job = Path(sys.modules[self.run.__module__].__file__ or "")
-        sources = [job, *(ROOT / "recranker" / name for name in self.code), ROOT / "recranker" / "schema.py"]
         inputs = {name: store.require(name).fingerprint for name in self.reads}
-        return Origin(settings_hash(*parts), source_hash(*sources), inputs)
+        paths = self.outside(settings) if self.outside else {}
+        inputs |= {name: outside_fingerprint(path) for name, path in paths.items() if path is not None}
+        return Origin(settings_hash(*parts), code_hash(Path(self.file)), inputs)
 
 
 @dataclass
@@ -122,6 +126,11 @@ class StageContext:
         return self.writer
 
 
+def model_folder(settings: JobSettings) -> dict[str, str | None]:
+    """The base model, where it is a local folder: an outside input of the stages that run it."""
+    return {"llm.model": settings.llm.model if Path(settings.llm.model).expanduser().is_dir() else None}
+
+
 def home_of(settings: JobSettings) -> Path:
     """The folder everything is kept in."""
     return Path(settings.store.home).expanduser().resolve()
@@ -157,6 +166,7 @@ def run_stage(stage: Stage, settings: JobSettings, tracker: Tracker, *, parent: 
     record = _record(tracker, stage, settings, origin, parent)
     with store.publish(stage.name, origin, commit=commit) as writer, record as recorded:
         stage.run(settings, StageContext(settings, store, writer, recorded))
+        write_atomically(writer.filesystem, f"{writer.root}/{SETTINGS_FILE}", settings.model_dump_json(indent=2) + "\n")
         recorded.log_metrics({"time/seconds": time.perf_counter() - started})
     logger.info(
         "%s: done in %.1f s (%s)", stage.name, time.perf_counter() - started, _counts(store.require(stage.name))
@@ -262,7 +272,8 @@ def _record(
     tracker: Tracker, stage: Stage, settings: JobSettings, origin: Origin, parent: str | None
 ) -> AbstractContextManager[StageRun]:
     shaping = settings.model_dump(mode="json", include={"seed", *stage.sections})
-    return tracker.stage_run(f"{settings.name}/{stage.name}", parent, flattened(shaping), origin.inputs)
+    name, tags = f"{settings.name}/{stage.name}", {"commit": commit_of(ROOT)}
+    return tracker.stage_run(name, parent, flattened(shaping), origin.inputs, tags)
 
 
 def _counts(manifest: Manifest) -> str:

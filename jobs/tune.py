@@ -9,7 +9,7 @@ import time
 import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
-from jobs.stage import Stage, StageContext, main
+from jobs.stage import Stage, StageContext, main, model_folder
 from recranker.distributed.training import tune_adapters
 from recranker.llm.model import resolve_model
 from recranker.llm.training import StepReport, plan_adapters
@@ -58,7 +58,7 @@ STAGE = Stage(
     run,
     reads=("instruct",),
     sections=("llm", "tune"),
-    code=("tasks", "llm", "distributed/training.py"),
+    outside=model_folder,
 )
 
 if __name__ == "__main__":

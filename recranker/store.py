@@ -253,15 +253,23 @@ def write_atomically(filesystem: fs.FileSystem, path: str, text: str) -> None:
     partial.replace(path)
 
 
-def source_hash(*paths: Path) -> str:
-    """Digest of all Python sources and templates under ``paths``."""
-    digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.suffix in {".py", ".toml", ".txt"}:
-                digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+def outside_fingerprint(uri: str) -> str:
+    """Changes when a file at ``uri`` (a file or a folder) is replaced: paths, sizes and times, not contents.
+
+    'missing' where there is nothing; whoever reads it says so.
+    """
+    local = "://" not in uri
+    filesystem, path = (fs.LocalFileSystem(), str(Path(uri).expanduser())) if local else fs.FileSystem.from_uri(uri)
+    found = filesystem.get_file_info(path)
+    if found.type == fs.FileType.NotFound:
+        return "missing"
+    files = (
+        filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        if found.type == fs.FileType.Directory
+        else [found]
+    )
+    seen = sorted((one.path, one.size, one.mtime_ns) for one in files if one.type == fs.FileType.File)
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def _to_json(manifest: Manifest) -> str:

@@ -1,27 +1,17 @@
 """Imports point one way: a folder may use those above it, never those below."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from jobs.sources import ROOT, imports_of
+
 BASE = ("errors", "schema", "settings", "randomness", "store", "progress")
 ORDER = ("data", "backbones", "sampling", "tasks", "llm", "ranking", "evaluation", "tracking", "distributed")
 OWNERS = {"ray": ("distributed",), "mlflow": ("tracking",), "torch": ("backbones", "llm", "distributed")}
 OWNERS |= {"transformers": ("llm",), "peft": ("llm",), "deepspeed": ("distributed",)}
-
-
-def imports_of(file: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
 
 
 def folder_of(module: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from recranker.errors import DataError, OutputError
 from recranker.schema import DRAWS, QUARANTINE, TABLES_OF
-from recranker.store import MANIFEST, Origin, Store, logical_hash, source_hash
+from recranker.store import MANIFEST, Origin, Store, logical_hash, outside_fingerprint
 
 ORIGIN = Origin("settings", "code", {})
 
@@ -135,13 +135,13 @@ def test_the_manifest_is_plain_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sample" / MANIFEST).read_text())["stage"] == "sample"
 
 
-def test_source_hash_follows_the_sources(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("x = 1")
-    before = source_hash(tmp_path)
-    (tmp_path / "notes.md").write_text("no code")
-    assert source_hash(tmp_path) == before
-    (tmp_path / "a.py").write_text("x = 2")
-    assert source_hash(tmp_path) != before
+def test_a_replaced_file_changes_the_outside_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one")
+    before = outside_fingerprint(str(tmp_path))
+    assert outside_fingerprint(str(tmp_path)) == before
+    (tmp_path / "a.csv").write_text("other")
+    assert outside_fingerprint(str(tmp_path)) != before
+    assert outside_fingerprint(str(tmp_path / "none")) == "missing"
 
 
 def test_every_column_has_a_sentence() -> None:

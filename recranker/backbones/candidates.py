@@ -4,7 +4,7 @@ Validation and test lists come from the full fold. Training lists come from the 
 whose fits have not seen the target, so their scores and hints are as honest as at test.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from recranker.backbones.evaluation import BLOCK
 from recranker.backbones.events import Interactions
+from recranker.backbones.fits import Fits
 from recranker.backbones.folds import Fold, FoldData, data_of
-from recranker.backbones.popularity import like_counts
+from recranker.backbones.popularity import fit_popularity, like_counts
 from recranker.backbones.protocol import Fit
-from recranker.backbones.rating_predictor import predict_ratings
+from recranker.backbones.rating_predictor import constant_ratings, predict_ratings
+from recranker.backbones.settings import BackboneSettings
 from recranker.backbones.topk import ItemSets, top_k
 from recranker.schema import CANDIDATES, FIT_EVENTS, USER_FACTORS
 
@@ -32,6 +34,16 @@ class FoldFits:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What the data's manifest says of ratings."""
+
+    lowest: float
+    highest: float
+    like: float
+    """The lowest rating that is a like."""
+
+
+@dataclass(frozen=True)
 class Targets:
     """The held-out likes of one split, and what is out of the race in each of their lists."""
 
@@ -44,22 +56,58 @@ class Targets:
     """Per list."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The ends of the rating scale, from the data's manifest."""
+def fold_fits(interactions: Interactions, fold: Fold, fits: Fits, scale: Scale) -> FoldFits:
+    """What was fitted on ``fold``.
 
-    lowest: float
-    highest: float
+    Where no feedback is a rating, every guess is the lowest rating that counts as a like: each event there is one,
+    nothing more is known, and a constant cannot tell candidates apart.
+    """
+    guess = constant_ratings(interactions.num_users, interactions.num_items, scale.like)
+    predictor = fits.get(f"rating_predictor/{fold.name}", guess)
+    return FoldFits(fold, data_of(interactions, fold), fits[f"retriever/{fold.name}"], predictor)
+
+
+def candidate_lists(
+    interactions: Interactions, full: FoldFits, rolled_back: FoldFits, settings: BackboneSettings, scale: Scale
+) -> pa.Table:
+    """All CANDIDATES rows: a list per training, validation and test target."""
+    known = settings.validation_in_history
+    jobs = [(training_targets(interactions, rolled_back.fold), rolled_back)]
+    for split in ("validation", "test"):
+        jobs.append((held_out_targets(interactions, split, validation_in_history=known), full))
+    tables = [
+        make_candidates(interactions, targets, fits, num_candidates=settings.num_candidates, scale=scale)
+        for targets, fits in jobs
+    ]
+    return pa.concat_tables(tables)
+
+
+def count_lists(candidates: pa.Table) -> dict[str, int]:
+    """Lists and lists with their target, per split."""
+    counts: dict[str, int] = {}
+    for split in ("train", "validation", "test"):
+        hits = candidates.filter(pc.equal(candidates["split"], split))["hit"]
+        counts |= {f"{split}_lists": len(hits), f"{split}_hits": pc.sum(hits).as_py() or 0}
+    return counts
+
+
+def popularity_hits(interactions: Interactions, full: FoldFits, settings: BackboneSettings, scale: Scale) -> int:
+    """Test lists that hold their target when popularity alone proposes the candidates."""
+    targets = held_out_targets(interactions, "test", validation_in_history=settings.validation_in_history)
+    popular = replace(full, retriever=fit_popularity(full.data))
+    table = make_candidates(interactions, targets, popular, num_candidates=settings.num_candidates, scale=scale)
+    return int(pc.sum(table["hit"]).as_py() or 0)
 
 
 def training_targets(interactions: Interactions, rolled_back: Fold) -> Targets:
     """Every target held back from the rolled-back fold.
 
-    A user's other training likes are masked, later ones too: they would be false negatives. Validation and test
-    targets are not looked at, so they may be among the candidates like any other item.
+    All other likes of the user are masked, later ones and the validation and test targets too: a training list
+    shows its other items as wrong answers, and these would be false ones.
     """
     rows = rolled_back.targets
-    likes = interactions.rows("train", likes_only=True)
+    held_out = [interactions.rows(split) for split in ("validation", "test")]
+    likes = np.concatenate([interactions.rows("train", likes_only=True), *held_out])
     masked = _likes_per_list(interactions, rows, likes)
     return Targets("train", rows, interactions.sequences[rows], masked)
 

@@ -17,6 +17,7 @@ from recranker.backbones.rating_predictor import RatingPredictor
 from recranker.backbones.settings import BackboneSettings, LightGCNSettings, RatingPredictorSettings, Retriever
 from recranker.backbones.topk import ItemSets
 from recranker.backbones.training import Collective, EarlyStopping, train
+from recranker.errors import DataError, ModelError
 
 HIT_CUTOFF = 10
 """k of the HR@k that early stopping watches (RecRanker's number of candidates)."""
@@ -30,6 +31,16 @@ class FitJob:
     rolled_back: FoldData
     settings: BackboneSettings
     seed: int
+
+    def check(self) -> None:
+        """There is something to learn from.
+
+        Raises:
+            DataError: If a fold holds no like.
+        """
+        for data in (self.full, self.rolled_back):
+            if not len(data.like_users):
+                raise DataError(f"the retriever needs training likes, fold {data.name!r} holds none; take more data")
 
     @property
     def epochs(self) -> int:
@@ -145,6 +156,18 @@ def fit_rating_predictor(
         on_epoch=lambda: on_epochs(1),
     )
     return _fit_of(model, outcome.epochs)
+
+
+def check_fits(fits: Fits) -> None:
+    """All factors are numbers.
+
+    Raises:
+        ModelError: If a fit has diverged.
+    """
+    for name, fit in fits.items():
+        if not (np.isfinite(fit.user_factors).all() and np.isfinite(fit.item_factors).all()):
+            section = f"backbone.{name.partition('/')[0]}"
+            raise ModelError(f"fit {name!r} ended in factors that are no numbers; lower {section}.learning_rate")
 
 
 def save_fits(fits: Fits, path: Path) -> None:

@@ -5,7 +5,6 @@ seen them or anything that came later in their users' histories.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,18 +49,6 @@ class FoldData:
     """``(validation,)`` for early stopping; empty in the rolled-back fold."""
     validation_items: NDArray[np.int64]
     """``(validation,)`` their targets."""
-
-    def save(self, path: Path) -> None:
-        """Write as .npz."""
-        np.savez(path, **self.__dict__)
-
-    @classmethod
-    def load(cls, path: Path) -> "FoldData":
-        """Read what ``save`` wrote."""
-        with np.load(path) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-        scalars = {name: values[name].item() for name in ("name", "num_users", "num_items")}
-        return cls(**{**values, **scalars})
 
 
 def make_folds(interactions: Interactions, settings: BackboneSettings) -> tuple[Fold, Fold]:

@@ -41,6 +41,8 @@ class LightGCNSettings(RetrieverSettings):
     """LightGCN under the BPR loss."""
 
     kind: Literal["lightgcn"] = "lightgcn"
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Adam step size (RecRanker: 1e-3; this gets as far on validation in half the epochs)."""
     layers: int = Field(default=2, ge=1)
     """Propagation layers (RecRanker: 2)."""
     epochs: int = Field(default=300, ge=1)
@@ -54,7 +56,7 @@ class RatingPredictorSettings(FactorSettings):
     """Width of the embeddings."""
     learning_rate: float = Field(default=5e-3, gt=0)
     """Adam step size."""
-    l2: float = Field(default=2e-2, ge=0)
+    l2: float = Field(default=0.15, ge=0)
     """Weight of the squared norm of a batch's embeddings and biases, per event."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training ratings."""

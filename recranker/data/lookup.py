@@ -1,6 +1,7 @@
 """Finding rows by a pair of ids, and opening list columns, over whole columns at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,9 @@ class Pairs:
     @property
     def repeated(self) -> NDArray[np.int64]:
         """Rows whose pair stands in an earlier row as well."""
-        return self.rows[1:][self.codes[1:] == self.codes[:-1]]
+        same = np.append(False, self.codes[1:] == self.codes[:-1])[: len(self.codes)]
+        repeated: NDArray[np.int64] = self.rows[same]
+        return repeated
 
 
 def index_in(values: pa.ChunkedArray, ids: pa.Array) -> NDArray[np.int64]:
@@ -48,9 +51,14 @@ def index_in(values: pa.ChunkedArray, ids: pa.Array) -> NDArray[np.int64]:
     return column(pc.fill_null(pc.index_in(values, value_set=ids), -1)).astype(np.int64)
 
 
-def column(values: pa.ChunkedArray) -> NDArray[np.generic]:
-    """A column without nulls as one numpy array."""
-    return np.asarray(values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy())
+def codes(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """``(rows,)`` the same whole number for the same id, from 0."""
+    return index_in(values, pc.unique(values))
+
+
+def column(values: pa.ChunkedArray) -> NDArray[Any]:
+    """A column, without nulls where it holds numbers, as one numpy array."""
+    return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 def opened(lists: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

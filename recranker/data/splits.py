@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recranker.data.lookup import codes, places
 from recranker.randomness import keys_of, mix
 from recranker.schema import INTERACTIONS
 
@@ -122,20 +123,6 @@ def likes_left(users: NDArray[np.int64], likes: NDArray[np.bool_]) -> NDArray[np
     lengths = np.diff(np.append(-1, last))
     left: NDArray[np.int64] = np.repeat(so_far[last], lengths) - so_far
     return left
-
-
-def places(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``(rows,)`` 0, 1, 2, ... within each run of equal codes."""
-    index = np.arange(len(groups))
-    starts = np.append(True, groups[1:] != groups[:-1])[: len(groups)]
-    return index - np.maximum.accumulate(np.where(starts, index, 0)) if len(groups) else index
-
-
-def codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """``(rows,)`` the same whole number for the same text, from 0."""
-    encoded = column.combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    return np.asarray(encoded.indices).astype(np.int64)
 
 
 def _pair_keys(events: pa.Table, seed: int) -> NDArray[np.uint64]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.data import DataContext
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def connect(cpus: int | None = None, object_store_mb: int = 512) -> None:
     """
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
@@ -33,7 +34,8 @@ def connect(cpus: int | None = None, object_store_mb: int = 512) -> None:
             **options,
         )
     _quiet_ray_data()
-    logger.info("on a Ray cluster with %s", ray.cluster_resources())
+    resources = ray.cluster_resources()
+    logger.info("on a Ray cluster with %g CPUs and %g GPUs", resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def worker_environment() -> dict[str, str]:
@@ -52,9 +54,7 @@ def disconnect() -> None:
 
 def _quiet_ray_data() -> None:
     """Our own progress is shown instead of Ray Data's bars and per-run banners."""
-    from ray.data import DataContext
-
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
 """Ray Data round the plain functions: draws over shards of users, prompts per user, answers per prompt."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
@@ -18,40 +18,58 @@ def from_table(table: pa.Table, blocks: int) -> Dataset:
     return ray.data.from_arrow([table.slice(start, size) for start in range(0, max(1, table.num_rows), size)])
 
 
-def draw(users: Dataset, num_draws: int, *key: str | int) -> races.Arrivals:
-    """``num_draws`` draws with replacement in proportion to the rates, the same for any blocks.
+def draw(users: Dataset, quotas: dict[int, int], *key: str | int) -> races.Arrivals:
+    """Draws with replacement in proportion to the rates, a fixed number per group; the same for any blocks.
 
     One pass sums the rates, one races the shards; only arrivals travel.
 
     Args:
-        users: Columns ``user_id`` and ``rate``, a row per user.
-        num_draws: How many draws.
+        users: Columns ``user_id``, ``rate`` and ``group``, a row per user.
+        quotas: Draws of each group.
         key: Seed and step.
 
     Raises:
-        ValueError: If no user has a positive rate.
+        ValueError: If a group with a quota has no positive rate.
     """
-    until = races.horizon(num_draws, float(users.sum("rate") or 0.0))
-    while True:
-        parts = users.map_batches(
-            _race, fn_args=(until, num_draws, key), batch_size=None, batch_format="pyarrow"
-        ).take_all()
-        found = races.earliest([_arrivals(part) for part in parts], num_draws)
-        if len(found) == num_draws:
-            return found
-        until *= 2
+    sums = users.map_batches(_total_rates, batch_size=None, batch_format="pyarrow").take_all()
+    totals = {group: sum(one["rate"] for one in sums if one["group"] == group) for group in quotas}
+    until = {group: races.horizon(quota, totals[group]) for group, quota in quotas.items()}
+    drawn: list[races.Arrivals] = []
+    while until:
+        found = _raced(users, until, quotas, key)
+        drawn += [found[group] for group in until if len(found[group]) == quotas[group]]
+        until = {group: 2 * time for group, time in until.items() if len(found[group]) < quotas[group]}
+    return races.earliest(drawn, sum(quotas.values()))
 
 
-def _race(users: pa.Table, until: float, num_draws: int, key: tuple[str | int, ...]) -> dict[str, Any]:
-    rates = users.column("rate").to_numpy()
-    found = races.arrivals_until(users.column("user_id").to_pylist(), rates, until, *key)
-    found = races.earliest([found], num_draws)
-    return {"times": [found.times.tolist()], "user_ids": [found.user_ids.tolist()]}
+def _raced(
+    users: Dataset, until: dict[int, float], quotas: dict[int, int], key: tuple[str | int, ...]
+) -> dict[int, races.Arrivals]:
+    shards = users.map_batches(_race, fn_args=(until, quotas, key), batch_size=None, batch_format="pyarrow").take_all()
+    empty = races.Arrivals(np.empty(0), np.empty(0, dtype=object))
+    parts: dict[int, list[races.Arrivals]] = {group: [empty] for group in until}
+    for one in shards:
+        times: NDArray[np.float64] = np.asarray(one["times"], dtype=np.float64)
+        parts[one["group"]].append(races.Arrivals(times, np.asarray(one["user_ids"], dtype=object)))
+    return {group: races.earliest(found, quotas[group]) for group, found in parts.items()}
 
 
-def _arrivals(part: dict[str, Any]) -> races.Arrivals:
-    times: NDArray[np.float64] = np.asarray(part["times"], dtype=np.float64)
-    return races.Arrivals(times, np.asarray(part["user_ids"], dtype=object))
+def _total_rates(users: pa.Table) -> pa.Table:
+    return users.group_by("group").aggregate([("rate", "sum")]).rename_columns({"rate_sum": "rate"})
+
+
+def _race(users: pa.Table, until: dict[int, float], quotas: dict[int, int], key: tuple[str | int, ...]) -> pa.Table:
+    rows = []
+    for group, time in until.items():
+        members = users.filter(pc.equal(users["group"], group))
+        rates = members["rate"].to_numpy()
+        found = races.arrivals_until(members["user_id"].to_pylist(), rates, time, *key)
+        found = races.earliest([found], quotas[group])
+        rows.append({"group": group, "times": found.times.tolist(), "user_ids": found.user_ids.tolist()})
+    return pa.Table.from_pylist(rows, schema=_SHARD)
+
+
+_SHARD = pa.schema([("group", pa.int64()), ("times", pa.list_(pa.float64())), ("user_ids", pa.list_(pa.string()))])
 
 
 def by_user(tables: dict[str, pa.Table], work: Callable[[dict[str, pa.Table]], pa.Table], blocks: int) -> Dataset:
@@ -69,9 +87,11 @@ def by_user(tables: dict[str, pa.Table], work: Callable[[dict[str, pa.Table]], p
     columns = {name: table.schema.names for name, table in tables.items()}
 
     def one_user(rows: pa.Table) -> pa.Table:
-        parts = {
-            name: rows.filter(pa.compute.equal(rows.column("table"), name)).select(columns[name]) for name in columns
-        }
+        parts = {name: rows.filter(pc.equal(rows.column("table"), name)).select(columns[name]) for name in columns}
         return work(parts)
 
-    return from_table(joined, blocks).groupby("user_id").map_groups(one_user, batch_format="pyarrow")
+    return (
+        from_table(joined, blocks)
+        .groupby("user_id", num_partitions=blocks)
+        .map_groups(one_user, batch_format="pyarrow")
+    )

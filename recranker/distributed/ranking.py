@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from ray.data import ActorPoolStrategy
 
 from recranker.distributed.datasets import from_table
 from recranker.llm.model import adapter_disabled, load_adapter, load_model
@@ -82,7 +83,7 @@ def answer_prompts(
         fn_constructor_args=(str(model), str(adapters), settings.model_dump()),
         batch_size=None,
         batch_format="pyarrow",
-        concurrency=workers,
+        compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=gpus,
     )

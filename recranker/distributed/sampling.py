@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recranker.distributed.datasets import draw, from_table
 from recranker.errors import DataError
 from recranker.sampling.adaptive import cluster_of_users, cluster_quotas, importance, penalised_mass
-from recranker.sampling.races import Arrivals, earliest
+from recranker.sampling.races import Arrivals
 from recranker.sampling.settings import AdaptiveSampling, UniformSampling
 from recranker.schema import DRAWS
 
@@ -96,19 +96,13 @@ def _by_cluster(
         raise DataError(
             f"user_factors holds {known.num_rows} of {users.num_rows} eligible users; run jobs.backbone again"
         )
-    matrix = np.stack(known.column("factors").to_numpy())
-    clusters = cluster_of_users(matrix, settings.num_clusters, seed)
+    clusters = cluster_of_users(np.stack(known.column("factors").to_numpy()), settings.num_clusters, seed)
     sizes = np.bincount(clusters, minlength=settings.num_clusters)
-    parts = []
-    for cluster, quota in enumerate(cluster_quotas(sizes, pool_size)):
-        if quota:
-            members = users.filter(pa.array(clusters == cluster))
-            parts.append(_race(members, np.ones(members.num_rows), int(quota), blocks, seed, "cluster", cluster))
-    return earliest(parts, pool_size)
+    quotas = {cluster: int(quota) for cluster, quota in enumerate(cluster_quotas(sizes, pool_size)) if quota}
+    raced = users.select(["user_id"]).append_column("rate", pa.array(np.ones(users.num_rows)))
+    return draw(from_table(raced.append_column("group", pa.array(clusters)), blocks), quotas, seed, "sample", "cluster")
 
 
-def _race(
-    users: pa.Table, rates: NDArray[np.float64], num_draws: int, blocks: int, seed: int, *step: str | int
-) -> Arrivals:
-    raced = pa.table({"user_id": users.column("user_id"), "rate": rates})
-    return draw(from_table(raced, blocks), num_draws, seed, "sample", *step)
+def _race(users: pa.Table, rates: NDArray[np.float64], num_draws: int, blocks: int, seed: int, step: str) -> Arrivals:
+    raced = pa.table({"user_id": users.column("user_id"), "rate": rates, "group": np.zeros(len(rates), np.int32)})
+    return draw(from_table(raced, blocks), {0: num_draws}, seed, "sample", step)

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 COLLECTIVE_TIMEOUT_S = 600
 """A worker that hears nothing from the others for so long gives up."""
+ALL_FAILED_WAIT_S = 5.0
+"""Within such a time all workers have met an error that none of them is spared."""
 
 
 class TuneJob(Settings):
@@ -50,8 +53,11 @@ class TuneJob(Settings):
     folder: str
     """Where the adapter is written."""
     llm: LLMSettings
+    """How the model is run; the device is resolved."""
     tune: TuneSettings
+    """How it is trained."""
     seed: int
+    """Of the run."""
 
 
 class Channel:
@@ -60,6 +66,7 @@ class Channel:
     def __init__(self) -> None:
         self._reports: list[StepReport] = []
         self._error: RecrankerError | None = None
+        self._failed: set[int] = set()
         self._stopped = False
 
     def report(self, report: StepReport) -> bool:
@@ -67,9 +74,14 @@ class Channel:
         self._reports.append(report)
         return not self._stopped
 
-    def fail(self, error: RecrankerError) -> None:
+    def fail(self, rank: int, error: RecrankerError) -> None:
         """Keep the first error of a kind that a restart would not mend."""
         self._error = self._error or error
+        self._failed.add(rank)
+
+    def num_failed(self) -> int:
+        """Workers that met such an error."""
+        return len(self._failed)
 
     def stop(self) -> None:
         """Ask the workers to end: nobody waits for them any more."""
@@ -180,7 +192,7 @@ def tune_adapters(
             seed=seed,
         )
         reports = _tune(job, plan.prompts, work, on_step)
-        difference = _check_in_fresh_process(job)
+        difference = check_in_fresh_process(job)
         logger.info("adapter %s: reloaded in a fresh process, answers differ by %.1g nats", plan.name, difference)
         rows += [_log_row(plan.name, report) for report in reports]
     return pa.Table.from_pylist(rows, schema=TRAINING_LOG.schema)
@@ -274,16 +286,30 @@ def _trainer(job: TuneJob, prompts: Any, channel: Any, work: Path) -> TorchTrain
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One worker from start to saved adapter; an error that a restart would not mend is told to the driver."""
-    channel = config["channel"]
-    known = ray.get(channel.error.remote())
-    if known is not None:
-        raise known
+    """One worker from start to saved adapter.
+
+    An error that a restart would not mend is told to the driver. The worker then returns as if all were
+    well, which ends the run at once, where every other worker has failed too; otherwise it raises, since the
+    others wait for it, and the restarted workers find the error here.
+    """
+    channel, context = config["channel"], ray.train.get_context()
+    if ray.get(channel.error.remote()) is not None:
+        return
     try:
         _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["prompts"]), channel)
     except RecrankerError as error:
-        ray.get(channel.fail.remote(error))
-        raise
+        ray.get(channel.fail.remote(context.get_world_rank(), error))
+        if not _all_failed(channel, context.get_world_size()):
+            raise
+
+
+def _all_failed(channel: Any, workers: int) -> bool:
+    deadline = time.monotonic() + ALL_FAILED_WAIT_S
+    while time.monotonic() < deadline:
+        if ray.get(channel.num_failed.remote()) == workers:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _train_and_save(job: TuneJob, prompts: list[Prompt], channel: Any) -> None:
@@ -322,14 +348,14 @@ def _gathered(lm: LanguageModel, zero_stage: int) -> AbstractContextManager[Any]
     return gathered
 
 
-def _check_in_fresh_process(job: TuneJob) -> float:
+def check_in_fresh_process(job: TuneJob) -> float:
     """Reload base and adapter where nothing of the training is in memory; see ``llm.adapter.check_adapter``."""
     if not (Path(job.folder) / "adapter_config.json").is_file():
         raise ModelError(f"training wrote no adapter into {job.folder}; set store.home to a folder shared by all nodes")
     # an environment of its own keeps Ray from giving the task to a process that has done other work
     fresh = {"env_vars": {"RECRANKER_FRESH_PROCESS": uuid.uuid4().hex, "OMP_NUM_THREADS": str(job.llm.threads)}}
-    check = ray.remote(reload_and_check).options(
-        num_cpus=1, num_gpus=int(job.llm.device == "cuda"), max_calls=1, runtime_env=fresh
+    check = ray.remote(num_cpus=1, num_gpus=int(job.llm.device == "cuda"), max_calls=1, runtime_env=fresh)(
+        reload_and_check
     )
     try:
         difference: float = ray.get(check.remote(Path(job.model), Path(job.folder), job.llm))

@@ -43,7 +43,10 @@ def paired_bootstrap(
     if not num_users:
         return np.zeros((differences.shape[1], 2))
     means = np.concatenate(
-        [counts @ differences / num_users for counts in _counts(len(differences), num_users, samples, seed, cells_per_block)]
+        [
+            counts @ differences / num_users
+            for counts in _counts(len(differences), num_users, samples, seed, cells_per_block)
+        ]
     )
     tail = 100.0 * (1.0 - level) / 2.0
     return np.asarray(np.percentile(means, [tail, 100.0 - tail], axis=0).T, dtype=np.float64)

@@ -70,7 +70,7 @@ def ndcg_at_k(hits: Bools, num_relevant: Ints, *, k: int) -> Floats:
 
 
 def expected_hr_at_k(lengths: Ints, *, k: int) -> Floats:
-    """``(users,)`` mean of HR@k over all orders of a list of that length that holds one relevant item: ``min(k, n) / n``."""
+    """``(users,)`` mean of HR@k over all orders of a list of length ``n`` with one relevant item: ``min(k, n) / n``."""
     return np.asarray(np.minimum(k, lengths) / lengths, dtype=np.float64)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from recranker.errors import ModelError
 from recranker.llm.chat import ChatFrame
@@ -66,8 +66,8 @@ class Golden(Settings):
 
     dtype: str
     """Number format they were computed in."""
-    answers: tuple[GoldenAnswer, ...]
-    """At least one."""
+    answers: tuple[GoldenAnswer, ...] = Field(min_length=1)
+    """Prompts of the training, each with its answers."""
 
 
 def frame_digest(frame: ChatFrame) -> str:
@@ -93,7 +93,7 @@ def record_of(
 
 
 def golden_prompts(prompts: Sequence[Prompt], count: int = 3) -> list[Prompt]:
-    """The first prompts of training, cut short of nothing: real text is what an adapter must be right on."""
+    """The first prompts of training: real text is what an adapter must be right on."""
     return list(prompts[:count])
 
 
@@ -116,12 +116,17 @@ def save_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden:
         ModelError: If the adapter is empty or untrained, the trap of a sharded save.
     """
     check_trained(lm)
-    lm.model.peft_config["default"].base_model_name_or_path = record.model  # not this machine's path
-    # without the flag peft looks for the base model on the hub to learn whether embeddings were resized
     lm.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    _forget_base_path(folder / "adapter_config.json")
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / GOLDEN).write_text(golden.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _forget_base_path(path: Path) -> None:
+    """peft writes this machine's path of the base model, and on loading asks the hub for what it finds there."""
+    values = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_trained(lm: LanguageModel) -> None:

@@ -1,5 +1,6 @@
 """From prompts to token trees: one prefix, one branch per question."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def encode_all(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: 
     for prompt, prefix in zip(prompts, prefixes, strict=True):
         branches = _branches(prompt, texts, lm.frame.tail_ids, label_ids)
         room = _room(prompt, branches, max_prompt_tokens - len(lm.frame.head_ids))
-        kept, cut_lines = (prefix, 0) if len(prefix) <= room else _cut(lm.tokenizer, prompt.prefix, prefix, room)
+        kept, cut_lines = (prefix, 0) if len(prefix) <= room else _cut(lm.tokenizer, prompt.prefix, room)
         trees.append(Tree(prompt.prompt_id, [*lm.frame.head_ids, *kept], branches, cut_lines))
     return trees
 
@@ -72,7 +73,9 @@ def _branches(
     prompt: Prompt, texts: Iterator[list[int]], tail_ids: Sequence[int], label_ids: dict[str, int]
 ) -> list[Branch]:
     return [
-        Branch([*next(texts), *tail_ids], _labels(prompt, question, label_ids), _answer(prompt, question), question.task)
+        Branch(
+            [*next(texts), *tail_ids], _labels(prompt, question, label_ids), _answer(prompt, question), question.task
+        )
         for question in prompt.questions
     ]
 
@@ -119,27 +122,17 @@ def _room(prompt: Prompt, branches: list[Branch], max_tokens: int) -> int:
     return room
 
 
-def _cut(tokenizer: Any, text: str, ids: list[int], room: int) -> tuple[list[int], int]:
+def _cut(tokenizer: Any, text: str, room: int) -> tuple[list[int], int]:
     """The longest whole-line beginning of ``text`` of at most ``room`` tokens, and the lines lost.
 
     A first line that is too long by itself is cut between tokens.
     """
-    lines = text.splitlines(keepends=True)
-    low, kept = 1, ids  # tokens do not shrink as lines are added, so the last line that fits can be bisected
-    high = len(lines) - 1
-    while low <= high:
-        middle = (low + high + 1) // 2
-        tried = plain_ids(tokenizer, [_beginning(lines, middle)])[0]
-        if len(tried) <= room:
-            low, kept = middle, tried
-            if low == high:
-                break
-        else:
-            high = middle - 1
-    return kept[:room], len(lines) - max(low, 1)
+    ending = "\n" if text.endswith("\n") else ""
+    lines = text.removesuffix("\n").split("\n")
 
+    def beginning(count: int) -> list[int]:
+        return plain_ids(tokenizer, ["\n".join(lines[:count]) + ending])[0]
 
-def _beginning(lines: list[str], count: int) -> str:
-    """The first ``count`` lines, ending as the whole text ends: with a line break or without."""
-    text = "".join(lines[:count])
-    return text if lines[-1].endswith("\n") else text.rstrip("\n")
+    fitting = bisect_right(range(1, len(lines)), room, key=lambda count: len(beginning(count)))
+    kept = max(fitting, 1)
+    return beginning(kept)[:room], len(lines) - kept

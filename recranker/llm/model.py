@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from recranker.errors import ModelError
-from recranker.llm import smollm2
+from recranker.llm import attention, smollm2
 from recranker.llm.chat import ChatFrame, chat_frame, check_inert
 from recranker.llm.settings import LLMSettings, LoraSettings
 
@@ -84,18 +85,22 @@ def load_model(path: Path, settings: LLMSettings) -> LanguageModel:
     device = _device(settings)
     dtype = _dtype(settings, device)
     _with_weights(path)
+    transformers_logging.disable_progress_bar()  # a job shows its own
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention.NAME,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: not loadable as a causal language model: {_line(error)}") from None
+    longest = getattr(model.config, "max_position_embeddings", settings.max_prompt_tokens)
+    if settings.max_prompt_tokens > longest:
+        raise ModelError(f"llm.max_prompt_tokens is {settings.max_prompt_tokens}, the model in {path} reads {longest}")
     check_inert(tokenizer, where=str(path))
     frame = chat_frame(tokenizer, where=str(path))
     return LanguageModel(model.to(device).eval(), tokenizer, frame, device, dtype)

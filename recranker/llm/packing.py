@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recranker.llm.encoding import Tree
+from recranker.errors import ModelError
+from recranker.llm.attention import Block, blocks_of
+from recranker.llm.encoding import Branch, Tree
+from recranker.llm.model import LanguageModel
 from recranker.tasks.settings import TaskName
+
+_WAY_OUT = "score it with llm.backend=kv"
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Packed:
     """``(1, T)``; every branch goes on from the end of its prefix."""
     mask: Tensor
     """``(1, 1, T, T)`` bool: True where the row's token sees the column's."""
+    blocks: tuple[Block, ...]
+    """Where the mask is not False throughout; for ``attention_by_blocks``."""
     answer_positions: Tensor
     """``(Q,)`` place of each branch's last token, whose logits are the answer."""
     label_ids: list[Tensor]
@@ -46,22 +53,26 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Packed:
     input_ids: list[int] = []
     positions: list[int] = []
     segments: list[tuple[int, int, int]] = []  # tree, branch (-1 for the prefix), length
+    blocks: list[Block] = []
     ends: list[int] = []
     for index, tree in enumerate(trees):
         start = len(tree.prefix_ids)
+        lengths = [len(branch.token_ids) for branch in tree.branches]
+        blocks += blocks_of((len(input_ids), len(input_ids) + start), lengths)
         input_ids += tree.prefix_ids
         positions += range(start)
         segments.append((index, -1, start))
         for number, branch in enumerate(tree.branches):
             input_ids += branch.token_ids
-            positions += range(start, start + len(branch.token_ids))
-            segments.append((index, number, len(branch.token_ids)))
+            positions += range(start, start + lengths[number])
+            segments.append((index, number, lengths[number]))
             ends.append(len(input_ids) - 1)
     branches = [(index, branch) for index, tree in enumerate(trees) for branch in tree.branches]
     return Packed(
         input_ids=torch.tensor([input_ids], device=device),
         position_ids=torch.tensor([positions], device=device),
         mask=_mask(segments, device),
+        blocks=tuple(blocks),
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
         label_ids=[torch.tensor(branch.label_ids, device=device) for _, branch in branches],
         answers=[branch.answer for _, branch in branches],
@@ -75,9 +86,9 @@ def _mask(segments: list[tuple[int, int, int]], device: torch.device | str) -> T
     lengths = torch.tensor([length for _, _, length in segments], device=device)
     tree_T = torch.tensor([tree for tree, _, _ in segments], device=device).repeat_interleave(lengths)
     branch_T = torch.tensor([branch for _, branch, _ in segments], device=device).repeat_interleave(lengths)
-    same_tree = tree_T[:, None] == tree_T[None, :]
-    visible = (branch_T[None, :] == -1) | (branch_T[None, :] == branch_T[:, None])
-    return (same_tree & visible).tril()[None, None]
+    same_tree_TT = tree_T[:, None] == tree_T[None, :]
+    visible_TT = (branch_T[None, :] == -1) | (branch_T[None, :] == branch_T[:, None])
+    return (same_tree_TT & visible_TT).tril()[None, None]
 
 
 def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
@@ -94,8 +105,42 @@ def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
         input_ids=packed.input_ids,
         attention_mask=packed.mask,
         position_ids=packed.position_ids,
+        blocks=packed.blocks,
         use_cache=False,
         logits_to_keep=packed.answer_positions,
     )
     logits_QV = output.logits[0].float()
     return [logits_V[labels] for logits_V, labels in zip(logits_QV, packed.label_ids, strict=True)]
+
+
+def check_packing(lm: LanguageModel, *, max_prompt_tokens: int) -> None:
+    """Make sure that ``lm`` obeys the mask: two small trees must give the logits of their questions asked one by one.
+
+    Raises:
+        ModelError: If they do not, or attention over a sliding window would end within a prompt.
+    """
+    lm.model.eval()
+    window = getattr(lm.model.config, "sliding_window", None)
+    if window and window < max_prompt_tokens and getattr(lm.model.config, "use_sliding_window", True):
+        raise ModelError(
+            f"this model sees {window} tokens back, llm.max_prompt_tokens is {max_prompt_tokens}; {_WAY_OUT}"
+        )
+    with torch.inference_mode():
+        try:
+            packed = torch.stack(label_logits(lm.model, pack(_probe(), lm.device)))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {_WAY_OUT}") from None
+        rows = [tree.prefix_ids + branch.token_ids for tree in _probe() for branch in tree.branches]
+        alone = torch.stack(
+            [lm.model(input_ids=torch.tensor([row], device=lm.device)).logits[0, -1, :3] for row in rows]
+        )
+    difference = float((packed - alone.float()).abs().max())
+    allowed = max(1.0, float(alone.abs().max())) * (1e-3 if lm.dtype == torch.float32 else 5e-2)
+    if not difference <= allowed:
+        raise ModelError(f"this model ignores the mask of a packed row (logits differ by {difference:.2g}); {_WAY_OUT}")
+
+
+def _probe() -> list[Tree]:
+    """Two trees of two questions, of ids that every vocabulary has."""
+    branches = [Branch(ids, [0, 1, 2], None, "pointwise") for ids in ([3, 4, 5], [5, 3, 4, 4, 6])]
+    return [Tree("short", [6, 5, 4], branches), Tree("long", [3, 4, 5, 6, 3, 3, 5, 6, 4, 4, 5, 3], branches)]

@@ -6,7 +6,7 @@ models that take no attention mask of their own; ``plain`` computes every questi
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from recranker.errors import ModelError
 from recranker.llm.encoding import Branch, Tree, encode_all
 from recranker.llm.model import LanguageModel
-from recranker.llm.packing import label_logits, pack
+from recranker.llm.packing import check_packing, label_logits, pack
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
 
@@ -46,6 +46,8 @@ class TreeScorer:
         self._max_prompt_tokens = settings.max_prompt_tokens
         self._token_budget = settings.token_budget
         self._passes = PASSES[settings.backend]
+        if settings.backend == "packed":
+            check_packing(lm, max_prompt_tokens=settings.max_prompt_tokens)
         self._tokens_of = _tokens_of_plain if settings.backend == "plain" else _tokens_of_tree
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:
@@ -83,18 +85,18 @@ def _log_probabilities(logits: Tensor, prompt_id: str, question: int) -> NDArray
 
 
 def _packed(lm: LanguageModel, trees: Sequence[Tree], token_budget: int) -> Iterator[tuple[int, int, Tensor]]:
-    for group in _groups([tree.num_tokens for tree in trees], token_budget):
+    for group in _groups({index: tree.num_tokens for index, tree in enumerate(trees) if tree.branches}, token_budget):
         packed = pack([trees[index] for index in group], lm.device)
         numbers = [number for index in group for number in range(len(trees[index].branches))]
         for place, number, logits in zip(packed.trees, numbers, label_logits(lm.model, packed), strict=True):
             yield group[place], number, logits
 
 
-def _groups(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def _groups(lengths: Mapping[int, int], token_budget: int) -> list[list[int]]:
     """Indices in passes of at most ``token_budget`` tokens, longest first; a longer one goes alone."""
     groups: list[list[int]] = []
     filled = 0
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
         if not groups or filled + lengths[index] > token_budget:
             groups.append([])
             filled = 0
@@ -115,15 +117,17 @@ def _kv(lm: LanguageModel, trees: Sequence[Tree], token_budget: int) -> Iterator
     for index, tree in enumerate(trees):
         if not tree.prefix_ids:
             yield from ((index, number, logits) for _, number, logits in _plain(lm, [tree], token_budget))
-            continue
-        prefix = torch.tensor([tree.prefix_ids], device=lm.device)
-        cache = lm.model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-        longest = max((len(branch.token_ids) for branch in tree.branches), default=1)
-        per_pass = max(1, token_budget // (len(tree.prefix_ids) + longest))  # cached tokens fill memory too
-        for start in range(0, len(tree.branches), per_pass):
-            branches = tree.branches[start : start + per_pass]
-            for number, logits in enumerate(_kv_pass(lm, cache, len(tree.prefix_ids), branches), start):
-                yield index, number, logits
+        elif tree.branches:
+            yield from ((index, number, logits) for number, logits in enumerate(_kv_tree(lm, tree, token_budget)))
+
+
+def _kv_tree(lm: LanguageModel, tree: Tree, token_budget: int) -> Iterator[Tensor]:
+    prefix = torch.tensor([tree.prefix_ids], device=lm.device)
+    cache = lm.model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+    longest = max(len(branch.token_ids) for branch in tree.branches)
+    per_pass = max(1, token_budget // (len(tree.prefix_ids) + longest))  # cached tokens fill memory too
+    for start in range(0, len(tree.branches), per_pass):
+        yield from _kv_pass(lm, cache, len(tree.prefix_ids), tree.branches[start : start + per_pass])
 
 
 def _kv_pass(lm: LanguageModel, cache: Any, prefix_length: int, branches: Sequence[Branch]) -> list[Tensor]:
@@ -152,7 +156,7 @@ def _tokens_of_plain(tree: Tree) -> int:
 
 
 def _tokens_of_tree(tree: Tree) -> int:
-    return tree.num_tokens
+    return tree.num_tokens if tree.branches else 0
 
 
 PASSES: dict[str, Passes] = {"packed": _packed, "kv": _kv, "plain": _plain}

@@ -34,11 +34,19 @@ BUILDER = PromptBuilder(TITLES, InstructSettings(), RatingScale(1, 5), 0)
 @pytest.mark.parametrize("blocks", [1, 2, 7])
 def test_draws_over_shards_equal_draws_in_one_place(blocks: int) -> None:
     rates = np.log(np.arange(2.0, 42.0))
-    table = pa.table({"user_id": USERS, "rate": rates})
-    found = draw(from_table(table, blocks), 300, 5, "step")
+    table = pa.table({"user_id": USERS, "rate": rates, "group": np.zeros(40, np.int32)})
+    found = draw(from_table(table, blocks), {0: 300}, 5, "step")
     expected = races.draw(USERS, rates, 300, 5, "step")
     assert found.user_ids.tolist() == expected.user_ids.tolist()
     assert found.times.tobytes() == expected.times.tobytes()
+
+
+def test_groups_race_apart_and_fill_their_quotas() -> None:
+    table = pa.table({"user_id": USERS, "rate": np.ones(40), "group": np.repeat(np.array([3, 8], np.int32), [10, 30])})
+    drawn = draw(from_table(table, 3), {3: 25, 8: 5}, 0, "groups")
+    assert sum(int(user[1:]) < 10 for user in drawn.user_ids) == 25
+    assert len(drawn) == 30
+    assert (np.diff(drawn.times) >= 0).all()
 
 
 def test_sampling_gives_the_same_bytes_for_any_blocks_and_row_order() -> None:

@@ -130,14 +130,16 @@ def _convert(name: str, column: pa.ChunkedArray, separator: str, where: str) -> 
         column = column.cast(column.type.value_type)
     if pa.types.is_null(column.type):  # all missing, or no rows: the checks of all sources speak about that
         return column.cast((raw.INTERACTIONS if name in raw.INTERACTIONS.names else raw.ITEMS).field(name).type)
-    if name == "genres":
-        return _genres(column, separator, where)
     converters: dict[str, Callable[[pa.ChunkedArray, str], pa.ChunkedArray]] = {
         "rating": _ratings,
         "timestamp": _times,
         "title": _titles,
+        "genres": lambda values, place: _genres(values, separator, place),
     }
-    return converters.get(name, _ids)(column, where)
+    try:
+        return converters.get(name, _ids)(column, where)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where} holds a value out of reach: {error}; convert it") from None
 
 
 def _ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:

@@ -1,0 +1,51 @@
+"""Which sources shape a stage's output: everything of recranker/ that its job file reaches by imports."""
+
+import ast
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEUTRAL = {"errors", "settings", "store", "progress", "tracking", "cluster"}
+"""Modules that cannot change what a stage writes; the values of settings are compared by themselves."""
+
+
+def code_hash(job: Path) -> str:
+    """Digest of a job's file and of all library files behind it."""
+    digest = hashlib.sha256()
+    for file in sorted(reachable(job)):
+        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def reachable(start: Path) -> set[Path]:
+    """``start`` and every library file it imports, directly or through others."""
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += [path for module in imports_of(file) if (path := _file_of(module)) is not None]
+    return found
+
+
+def imports_of(file: Path) -> set[str]:
+    """Dotted names of all modules, and of names that may be modules, that a file imports anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    parts = module.split(".")
+    if parts[0] != "recranker" or parts[-1] in NEUTRAL:
+        return None
+    path = ROOT.joinpath(*parts)
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None

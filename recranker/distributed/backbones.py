@@ -1,0 +1,154 @@
+"""The backbone fits on a cluster: one Ray Train run does all of them, so that workers start once.
+
+After every fit the first worker saves what is finished; a restarted run goes on from there.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.config import LoggingConfig
+from torch import Tensor
+
+from recranker.backbones.fits import FitJob, Fits, check_fits, load_fits, run_fits, save_fits
+from recranker.distributed.background import BackgroundFit
+from recranker.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+COLLECTIVE_TIMEOUT_S = 300
+"""A worker that hears nothing from the others for so long gives up."""
+MAX_FAILURES = 2
+"""Restarts after a lost worker before the run is given up."""
+FITS_FILE = "fits.npz"
+
+
+class EpochCounter:
+    """Counts epochs; runs as an actor."""
+
+    def __init__(self) -> None:
+        self._epochs = 0
+
+    def add(self, epochs: int) -> None:
+        """Count more."""
+        self._epochs += epochs
+
+    def total(self) -> int:
+        """Epochs counted."""
+        return self._epochs
+
+
+class TorchCollective:
+    """The workers of this Ray Train run."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    def all_reduce(self, values: Tensor) -> None:
+        """Sum over workers, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+
+
+def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) -> Fits:
+    """Do all fits of ``job`` with ``job.settings.workers`` workers, on GPUs where each can have one.
+
+    Args:
+        work: Scratch folder for checkpoints, seen by all nodes; removed at the end.
+        on_epochs: Told of epochs done as they come, ``job.epochs`` in all; called in this thread.
+
+    Raises:
+        DataError: If there is nothing to learn from.
+        SettingsError: If the cluster cannot hold the workers.
+        ModelError: If a fit has diverged.
+    """
+    job.check()
+    use_gpu = check_cluster(job.settings.workers)
+    counter = ray.remote(EpochCounter).options(num_cpus=0).remote()
+    run = BackgroundFit(_trainer(ray.put(job), counter, work, workers=job.settings.workers, use_gpu=use_gpu))
+    told, running = 0, True
+    try:
+        while running:
+            running = run.wait(POLL_S)
+            done = min(ray.get(counter.total.remote()), job.epochs)  # a restarted run counts some epochs twice
+            on_epochs(done - told)
+            told = done
+        with run.result().checkpoint.as_directory() as folder:
+            fits = load_fits(Path(folder) / FITS_FILE)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    check_fits(fits)
+    return fits
+
+
+def check_cluster(workers: int) -> bool:
+    """Whether each worker can have a GPU.
+
+    Raises:
+        SettingsError: If a cluster that cannot grow has too few CPUs for the workers.
+    """
+    there = ray.cluster_resources()
+    if there.get("CPU", 0) < workers:
+        found = f"backbone.workers={workers} need a CPU each, the cluster has {there.get('CPU', 0):g}"
+        if not os.environ.get("RAY_ADDRESS"):
+            raise SettingsError(f"{found}; lower backbone.workers, or raise ray.cpus where there are more cores")
+        logger.warning("%s; waiting for it to grow", found)
+    return bool(there.get("GPU", 0) >= workers)
+
+
+def _trainer(job: Any, counter: Any, work: Path, *, workers: int, use_gpu: bool) -> TorchTrainer:
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "counter": counter},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        run_config=RunConfig(
+            name="backbones",
+            storage_path=str(work.resolve()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One worker from its first fit to its last."""
+    job: FitJob = ray.get(config["job"])
+    collective = TorchCollective()
+
+    def count(epochs: int) -> None:
+        if collective.rank == 0:
+            config["counter"].add.remote(epochs)
+
+    for fits in run_fits(job, collective=collective, device=get_device(), finished=_finished(), on_epochs=count):
+        _report(fits, collective.rank)
+
+
+def _finished() -> Fits:
+    """What an earlier attempt of this run got done."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return {}
+    with checkpoint.as_directory() as folder:
+        return load_fits(Path(folder) / FITS_FILE)
+
+
+def _report(fits: Fits, rank: int) -> None:
+    """All workers report; the first brings the checkpoint."""
+    if rank != 0:
+        ray.train.report({}, checkpoint=None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_fits(fits, Path(folder) / FITS_FILE)
+        ray.train.report({}, checkpoint=Checkpoint.from_directory(folder))

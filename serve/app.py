@@ -1,0 +1,69 @@
+"""Rank over HTTP: a deployment per task and the router before them.
+
+serve run serve/config.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+
+from recranker.tasks.settings import TaskName
+from serve.http import make_api
+from serve.router import Router
+from serve.settings import ServeSettings
+from serve.source import ServedRun, read_run
+from serve.tasks import TaskReplica
+
+
+def build(settings: ServeSettings) -> Application:
+    """The application Ray Serve runs.
+
+    Raises:
+        DataError: If the run is not finished or a file of it is broken.
+        SettingsError: If the run's settings are not those of this version.
+    """
+    run = read_run(settings)
+    return router_deployment(settings, run, {task: task_deployment(task, settings, run) for task in run.tasks})
+
+
+def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskName, Application]) -> Application:
+    """The router over the tasks' deployments."""
+    router = serve.deployment(
+        serve.ingress(replica_api)(Router),
+        name="router",
+        num_replicas=settings.routers,
+        max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * settings.replicas,
+        ray_actor_options={"num_cpus": 0},  # it waits; the tasks compute
+        **_queue(settings),
+    )
+    return router.bind(settings, run, tasks)
+
+
+def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> Application:
+    """One task: replicas of its own, each with the base model and the adapter that answers this task."""
+    resources = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    deployment = serve.deployment(
+        TaskReplica,
+        name=task,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        ray_actor_options=resources,
+        health_check_period_s=10,
+        health_check_timeout_s=30,
+        **_queue(settings),
+    )
+    return deployment.bind(task, run, str(Path(settings.home).expanduser() / "cache"))
+
+
+def replica_api() -> FastAPI:
+    """The routes over the router of this process; Serve calls it in the replica, as an app built here cannot travel."""
+    return make_api(lambda: serve.get_replica_context().servable_object)
+
+
+def _queue(settings: ServeSettings) -> dict[str, Any]:
+    refusal = BackpressureConfig(status_code=503, retry_after_s=settings.retry_after_s)
+    return {"max_queued_requests": settings.max_queued_requests, "backpressure_config": refusal}

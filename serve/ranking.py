@@ -1,0 +1,184 @@
+"""From a request to prompts, and from the model's answers to the response; no Ray, no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recranker.data.titles import clean_title
+from recranker.ranking.fusion import best_first, fuse, standardised
+from recranker.ranking.utilities import paper_utilities, task_scores
+from recranker.tasks.prefix import build_prefix
+from recranker.tasks.protocol import Answer, Candidate, Prompt, Question
+from recranker.tasks.questions import ranking_questions
+from recranker.tasks.settings import TaskName
+from serve.messages import HistoryEntry, ModelInfo, RankedItem, RankRequest, RankResponse, candidate_ids
+from serve.settings import ServeSettings
+from serve.source import ServedRun
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+class RefusedError(ValueError):
+    """A request that has the right shape but asks for what this service does not give; one message, no input."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request made ready: candidates in the retriever's order and a prompt per task."""
+
+    candidates: tuple[Candidate, ...]
+    backbone_scores: NDArray[np.float64]
+    """``(candidates,)``; the order's own scores where the request had none."""
+    prompts: dict[TaskName, Prompt]
+
+
+def ask(request: RankRequest, run: ServedRun, limits: ServeSettings) -> Asked:
+    """The prompts of ``request``, as the pipeline would write them.
+
+    Raises:
+        RefusedError: If the request goes beyond a limit, or a value beyond what the run was tuned on.
+    """
+    _check(request, run, limits)
+    candidates, backbone_scores = _candidates(request, run, limits)
+    prefix = _prefix(request.history, run, limits)
+    # keyed by user and ids, not by titles: what one candidate is called must not move the others
+    key = (prefix, *sorted(one.item_id for one in candidates))
+    prompts = {
+        task: Prompt(f"serve/{task}", prefix, questions_of(candidates, run, task, *key))
+        for task in request.tasks or run.tasks
+    }
+    return Asked(candidates, backbone_scores, prompts)
+
+
+def questions_of(
+    candidates: Sequence[Candidate], run: ServedRun, task: TaskName, *key: str | int
+) -> tuple[Question, ...]:
+    """The questions of one task; ``key`` keys its pairs and shuffles beside the run's seed."""
+    return ranking_questions(candidates, run.instruct, run.scale, run.seed, *key, tasks=(task,))
+
+
+def answers_of(prompt: Prompt, found: Sequence[NDArray[np.float64]]) -> list[Answer]:
+    """The log-probabilities ``found`` for each question of ``prompt``, as answers."""
+    pairs = zip(prompt.questions, found, strict=True)
+    return [Answer(question.task, question.item_ids, values) for question, values in pairs]
+
+
+def respond(
+    asked: Asked,
+    answers: Mapping[TaskName, Sequence[Answer]],
+    request: RankRequest,
+    run: ServedRun,
+) -> RankResponse:
+    """All candidates in the order that the answers and the weights decide.
+
+    Args:
+        asked: What ``ask`` made of the request.
+        answers: Per task that answered.
+        request: For its weights.
+        run: For the weights learned.
+    """
+    ids = [one.item_id for one in asked.candidates]
+    weights = request.weights.model_dump() if request.weights else run.weights
+    signals = _signals(asked, answers, run)
+    used = {name: weights.get(name, 0.0) for name in signals if weights.get(name, 0.0) > 0.0}
+    fused = bool(answers) and bool(used)
+    scores = fuse(signals, used) if fused else standardised(asked.backbone_scores)
+    order = best_first(scores) if fused else np.arange(len(ids))
+    own = task_scores([one for found in answers.values() for one in found], ids)
+    return RankResponse(
+        ranking=tuple(
+            RankedItem(
+                id=ids[index],
+                rank=rank,
+                score=float(scores[index]),
+                **{task: float(values[index]) for task, values in own.items()},
+            )
+            for rank, index in enumerate(order.tolist(), start=1)
+        ),
+        degraded=tuple(task for task in asked.prompts if task not in answers),
+        order="fused" if fused else "backbone",
+        model=_info(run, used if fused else {}),
+    )
+
+
+def _check(request: RankRequest, run: ServedRun, limits: ServeSettings) -> None:
+    if len(request.candidates) > limits.max_candidates:
+        raise RefusedError(f"at most {limits.max_candidates} candidates may be sent, got {len(request.candidates)}")
+    if len(request.history) > limits.max_history:
+        raise RefusedError(f"at most {limits.max_history} history entries may be sent, got {len(request.history)}")
+    unserved = [task for task in request.tasks or () if task not in run.tasks]
+    if unserved:
+        raise RefusedError(f"tasks not served: {', '.join(unserved)}; served are {', '.join(run.tasks)}")
+    ratings = [one.rating for one in request.history] + [one.predicted_rating for one in request.candidates]
+    lowest, highest = run.scale.lowest, run.scale.highest
+    if not all(lowest <= rating <= highest for rating in ratings if rating is not None):
+        raise RefusedError(f"ratings must lie between {lowest:g} and {highest:g}, the scale of the data")
+
+
+def _candidates(
+    request: RankRequest, run: ServedRun, limits: ServeSettings
+) -> tuple[tuple[Candidate, ...], NDArray[np.float64]]:
+    """Candidates in the retriever's order, and the score each has there."""
+    titles = [_title(one.title, f"candidates.{place}", run, limits) for place, one in enumerate(request.candidates)]
+    ids = candidate_ids(request.candidates)
+    given = [one.backbone_score for one in request.candidates]
+    falling = -np.arange(len(ids), dtype=np.float64)
+    scores = falling if None in given else np.asarray(given, dtype=np.float64)
+    order = best_first(scores)
+    candidates = [
+        Candidate(ids[index], titles[index], position, request.candidates[index].predicted_rating)
+        for position, index in enumerate(order.tolist(), start=1)
+    ]
+    return tuple(candidates), scores[order]
+
+
+def _prefix(history: Sequence[HistoryEntry], run: ServedRun, limits: ServeSettings) -> str:
+    liked, disliked = [], []
+    for place in reversed(range(len(history))):
+        entry = history[place]
+        title = _title(entry.title, f"history.{place}", run, limits)
+        if _is_like(entry, run):
+            liked.append(title)
+        elif _is_dislike(entry, run):
+            disliked.append(title)
+    return build_prefix(liked[: run.instruct.max_liked], disliked[: run.instruct.max_disliked])
+
+
+def _is_like(entry: HistoryEntry, run: ServedRun) -> bool:
+    return bool(entry.liked) if entry.rating is None else entry.rating >= run.data.like_at_least
+
+
+def _is_dislike(entry: HistoryEntry, run: ServedRun) -> bool:
+    return entry.liked is False if entry.rating is None else entry.rating < run.data.dislike_below
+
+
+def _title(text: str, place: str, run: ServedRun, limits: ServeSettings) -> str:
+    """``text`` cleaned as titles were in training."""
+    if len(text) > limits.max_title_characters:
+        raise RefusedError(f"{place}.title: at most {limits.max_title_characters} characters, got {len(text)}")
+    title = clean_title(text, run.data.max_title_characters)
+    if not title:
+        raise RefusedError(f"{place}.title: no printable character is left after cleaning")
+    return title
+
+
+def _signals(asked: Asked, answers: Mapping[TaskName, Sequence[Answer]], run: ServedRun) -> Scores:
+    """Every signal that is there, on the scale of the run's preset."""
+    ids = [one.item_id for one in asked.candidates]
+    everything = [answer for found in answers.values() for answer in found]
+    backbone = {"backbone": standardised(asked.backbone_scores)}
+    if run.preset == "paper":
+        return {**paper_utilities(everything, ids, run.scale), **backbone}
+    return {**{task: standardised(scores) for task, scores in task_scores(everything, ids).items()}, **backbone}
+
+
+def _info(run: ServedRun, used: Mapping[str, float]) -> ModelInfo:
+    total = sum(used.values())
+    weights = {name: weight / total for name, weight in used.items()}
+    model = run.llm.model
+    if model.startswith(("/", ".", "~")):
+        model = Path(model).name  # where it lies is nobody's business
+    return ModelInfo(run=run.name, model=model, adapter=run.tuning, preset=run.preset, weights=weights)

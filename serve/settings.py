@@ -1,0 +1,47 @@
+"""Settings of the ranking service; ``config.yaml`` fills them."""
+
+import os
+
+from pydantic import Field
+
+from recranker.settings import Settings
+
+
+class ServeSettings(Settings):
+    """What is served, by how many replicas, and what a request may ask."""
+
+    run: str
+    """A finished run of jobs.pipeline: its name under home/runs, its folder, or its URI; no default."""
+    home: str = Field(default_factory=lambda: os.environ.get("RECRANKER_HOME", "~/.recranker"))
+    """Folder of runs/ and cache/ (downloaded and converted models); RECRANKER_HOME moves the default."""
+    token_file: str | None = None
+    """File with the bearer token clients must send; else RECRANKER_SERVE_TOKEN holds it; with neither, all may ask."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Replicas of each of the three tasks; every one holds a model of its own."""
+    routers: int = Field(default=1, ge=1)
+    """Replicas of the router."""
+    cpus_per_replica: float = Field(default=0.5, gt=0)
+    """CPUs of the cluster set aside per task replica; a share for scheduling, not a limit."""
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    """GPUs set aside per task replica; 0.33 lets the three tasks share one, 0 scores on the CPU."""
+
+    max_ongoing_requests: int = Field(default=4, ge=1)
+    """Requests a task replica holds at once; it scores them one after the other."""
+    max_queued_requests: int = Field(default=32, ge=0)
+    """Requests that wait for a task or for the router; more are answered 503 with Retry-After."""
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds until a request is answered with what has come; no header of a client changes it."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Times a task is asked before it counts as missing, where its replica dies while it answers."""
+    retry_after_s: float = Field(default=2.0, gt=0)
+    """Seconds a client is told to wait when the service is full."""
+
+    max_candidates: int = Field(default=26, ge=2, le=26)
+    """Candidates of one request; a listwise question has 26 letters."""
+    max_history: int = Field(default=500, ge=0)
+    """Entries of a request's history; the prompt takes the most recent of them."""
+    max_title_characters: int = Field(default=1000, ge=1)
+    """Longer titles are refused before they are cleaned; what is left is cut as it was in training."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1000)
+    """Larger request bodies are refused."""

@@ -1,0 +1,94 @@
+"""The finished run that is served: its adapter, its settings, the weights it learned."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.settings import SETTINGS_FILE, JobSettings
+from recranker.data.settings import DataSettings
+from recranker.errors import DataError
+from recranker.llm.settings import LLMSettings
+from recranker.settings import check_settings
+from recranker.store import Store
+from recranker.tasks.protocol import RatingScale
+from recranker.tasks.settings import InstructSettings, TaskName
+from serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """What router and task replicas take from a run; small, so that it travels to each of them."""
+
+    name: str
+    uri: str
+    tuning: str
+    """Fingerprint of the tune stage."""
+    seed: int
+    llm: LLMSettings
+    instruct: InstructSettings
+    data: DataSettings
+    tasks: tuple[TaskName, ...]
+    preset: Literal["recranker", "paper"]
+    weights: dict[str, float]
+
+    @property
+    def scale(self) -> RatingScale:
+        """The rating scale of the data."""
+        return RatingScale(self.data.rating_min, self.data.rating_max)
+
+    @property
+    def adapters(self) -> Path:
+        """Local folder of the adapter or adapters.
+
+        Raises:
+            DataError: If the run has been tuned again since it was deployed; tasks must not mix two tunings.
+        """
+        store = Store(self.uri)
+        if store.require("tune").fingerprint != self.tuning:
+            raise DataError(f"{self.uri}: tuned again since it was deployed; deploy it again")
+        return Path(store.folder("tune")) / "adapter"
+
+
+def read_run(settings: ServeSettings) -> ServedRun:
+    """The run that ``settings`` name.
+
+    Raises:
+        DataError: If it is not finished, or a file of it is broken.
+        SettingsError: If its settings are not those of this version.
+    """
+    store = Store(run_uri(settings))
+    store.require("rank")
+    job = check_settings(JobSettings, _json(store, SETTINGS_FILE), where=f"{store.uri}/rank/{SETTINGS_FILE}")
+    fusion = _json(store, "fusion/weights.json")
+    return ServedRun(
+        name=job.name,
+        uri=store.uri,
+        tuning=store.require("tune").fingerprint,
+        seed=job.seed,
+        llm=job.llm,
+        instruct=job.instruct,
+        data=job.data,
+        tasks=job.tune.tasks,
+        preset=fusion["preset"],
+        weights=fusion["weights"],
+    )
+
+
+def run_uri(settings: ServeSettings) -> str:
+    """Where the run is: ``settings.run`` as it stands, or a folder under home/runs for a bare name."""
+    if "/" in settings.run:
+        return settings.run
+    return str(Path(settings.home).expanduser() / "runs" / settings.run)
+
+
+def _json(store: Store, name: str) -> dict[str, Any]:
+    path = f"{store.folder('rank')}/{name}"
+    try:
+        with store.filesystem.open_input_file(path) as file:
+            values = json.loads(file.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable: {error}; run it again: python -m jobs.rank CONFIG") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: needed a JSON object, got {type(values).__name__}; run jobs.rank again")
+    return values

@@ -1,0 +1,81 @@
+"""Files out of wheels, with the real pip and a hand-made wheel in a local folder."""
+
+import hashlib
+import logging
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from recranker.data import fetch
+from recranker.data.fetch import fetch_from_wheel
+from recranker.errors import FetchError
+
+CONTENT = b"1\t2\t3\n" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+MEMBER = "toydata/files/ratings.tsv"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for the package index, holding toydata 1.0."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    info = "toydata-1.0.dist-info"
+    files = {
+        MEMBER: CONTENT,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toydata\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / "toydata-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(name, content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def test_a_file_comes_out_of_a_wheel_without_installing_it_or_its_requirements(index: Path, tmp_path: Path) -> None:
+    found = fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")
+    assert found[MEMBER].read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["toydata"]  # no scratch left
+
+
+def test_a_second_call_fetches_nothing(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: pytest.fail("pip was started"))
+    assert fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache") == first
+
+
+def test_a_corrupt_cached_file_is_reported_and_fetched_again(
+    index: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")[MEMBER]
+    path.write_bytes(CONTENT[:-1])
+    with caplog.at_level(logging.WARNING):
+        fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")
+    assert path.read_bytes() == CONTENT
+    assert "is corrupt" in caplog.text
+
+
+def test_a_file_with_another_checksum_is_refused_and_not_kept(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=f"must have sha256 {'0' * 64}, got {SHA256}"):
+        fetch_from_wheel("toydata==1.0", {MEMBER: "0" * 64}, tmp_path / "cache")
+    assert not (tmp_path / "cache" / MEMBER).exists()
+
+
+def test_an_unknown_package_is_one_line_with_the_way_out(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"needed 'ratings.tsv' from the Python package toydata==2.0.*put it at"):
+        fetch_from_wheel("toydata==2.0", {MEMBER: SHA256}, tmp_path / "cache")
+
+
+def test_a_missing_member_is_named(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="holds no file 'toydata/other'"):
+        fetch_from_wheel("toydata==1.0", {"toydata/other": SHA256}, tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(FetchError, match=r"cannot keep files of toydata==1.0 .* set store.home"):
+        fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")

@@ -1,0 +1,79 @@
+"""The fits inside a real Ray Train run."""
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from recranker.backbones.fits import FitJob, run_fits
+from recranker.backbones.settings import BackboneSettings, MFSettings, RatingPredictorSettings
+from recranker.backbones.training import Alone
+from recranker.distributed.backbones import check_cluster, fit_backbones
+from recranker.errors import DataError, SettingsError
+from tests.backbones.made_up import fold_of, two_tastes
+
+pytestmark = pytest.mark.ray
+
+
+def small_job(workers: int, epochs: int = 20) -> FitJob:
+    tastes = two_tastes()
+    likes = list(zip(tastes.like_users, tastes.like_items, strict=True))
+    ratings = [(user, item, 3.0 + user % 2) for user in range(40) for item in range(5)]
+    validation = list(zip(tastes.validation_users, tastes.validation_items, strict=True))
+    shape = {"num_users": 40, "num_items": 40}
+    full = fold_of(likes, ratings=ratings, validation=validation, **shape)
+    rolled_back = fold_of(likes[::2], ratings=ratings[::2], **shape)
+    retriever = MFSettings(batch_size=64, epochs=epochs, learning_rate=1e-2)
+    predictor = RatingPredictorSettings(epochs=3)
+    return FitJob(
+        full, rolled_back, BackboneSettings(retriever=retriever, rating_predictor=predictor, workers=workers), 0
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_workers_give_what_the_plain_function_gives(tmp_path: Path, workers: int) -> None:
+    told: list[int] = []
+    job = small_job(workers)
+    found = fit_backbones(job, work=tmp_path / "work", on_epochs=told.append)
+    *_, expected = run_fits(job, collective=Alone(), device=torch.device("cpu"))
+    assert list(found) == list(expected)
+    for name, fit in expected.items():
+        np.testing.assert_allclose(found[name].user_factors, fit.user_factors, atol=1e-4)
+        np.testing.assert_allclose(found[name].item_factors, fit.item_factors, atol=1e-4)
+        assert found[name].epochs == fit.epochs
+    assert sum(told) == job.epochs
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
+    job = small_job(2, epochs=1500)
+    killed: list[int] = []
+
+    def kill_once(epochs: int) -> None:
+        workers = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in one.name()]
+        if epochs and not killed and workers:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    found = fit_backbones(job, work=tmp_path / "work", on_epochs=kill_once)
+    assert killed
+    *_, expected = run_fits(job, collective=Alone(), device=torch.device("cpu"))
+    for name, fit in expected.items():
+        np.testing.assert_allclose(found[name].user_factors, fit.user_factors, atol=1e-4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_workers_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SettingsError, match=r"backbone\.workers=99"):
+        check_cluster(99)
+
+
+def test_no_likes_are_refused_before_workers_start(tmp_path: Path) -> None:
+    empty = fold_of([], num_users=2, num_items=2)
+    with pytest.raises(DataError, match="holds none"):
+        fit_backbones(FitJob(empty, empty, BackboneSettings(), 0), work=tmp_path, on_epochs=lambda count: None)

@@ -1,0 +1,90 @@
+import pytest
+
+from recranker.errors import ModelError
+from recranker.llm.chat import plain_ids
+from recranker.llm.encoding import encode, encode_all
+from recranker.llm.model import LanguageModel
+from recranker.tasks.protocol import Prompt, Question
+
+
+def question(text: str = "Fargo?", labels: tuple[str, ...] = ("Yes", "No"), answer: str | None = None) -> Question:
+    return Question("pointwise", text, labels, ("1",), answer)
+
+
+def history(lm: LanguageModel, ids: list[int]) -> str:
+    return str(lm.tokenizer.decode(ids[len(lm.frame.head_ids) :]))
+
+
+def test_a_tree_holds_frame_prefix_and_questions(shared_lm: LanguageModel) -> None:
+    prompt = Prompt("p", "Liked:\nAlien", (question("\nFargo?", answer="No"), question("\nRan?")))
+    tree = encode(prompt, shared_lm, 512)
+    tokenizer, frame = shared_lm.tokenizer, shared_lm.frame
+    assert tree.prefix_ids == [*frame.head_ids, *plain_ids(tokenizer, ["Liked:\nAlien"])[0]]
+    assert tree.branches[0].token_ids == [*plain_ids(tokenizer, ["\nFargo?"])[0], *frame.tail_ids]
+    assert [tokenizer.decode([token]) for token in tree.branches[0].label_ids] == ["Yes", "No"]
+    assert [branch.answer for branch in tree.branches] == [1, None]
+    assert tree.cut_lines == 0
+
+
+def test_many_prompts_are_encoded_as_each_alone(shared_lm: LanguageModel) -> None:
+    prompts = [
+        Prompt("a", "Alien\n" * 40, (question("x"), question("y", ("A", "B", "C"), "C"))),
+        Prompt("b", "", ()),
+        Prompt("c", "Heat", (question("z"),)),
+    ]
+    assert encode_all(prompts, shared_lm, 128) == [encode(prompt, shared_lm, 128) for prompt in prompts]
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_history_is_cut_from_its_end_by_whole_lines(shared_lm: LanguageModel, ending: str) -> None:
+    lines = ["Liked:", *(f"- Film {number}" for number in range(30))]
+    prompt = Prompt("p", "\n".join(lines) + ending, (question("short"), question("a much longer question than that")))
+    whole = encode(prompt, shared_lm, 4096)
+    longest = max(len(branch.token_ids) for branch in whole.branches)
+    limit = len(whole.prefix_ids) + longest - 20
+    tree = encode(prompt, shared_lm, limit)
+    assert tree.cut_lines > 0
+    assert history(shared_lm, tree.prefix_ids) == "\n".join(lines[: len(lines) - tree.cut_lines]) + ending
+    one_more = "\n".join(lines[: len(lines) - tree.cut_lines + 1]) + ending
+    needed = len(shared_lm.frame.head_ids) + len(plain_ids(shared_lm.tokenizer, [one_more])[0]) + longest
+    assert len(tree.prefix_ids) + longest <= limit < needed
+
+
+def test_a_prompt_that_just_fits_is_not_cut(shared_lm: LanguageModel) -> None:
+    prompt = Prompt("p", "Liked:\n- Alien\n- Heat", (question(),))
+    whole = encode(prompt, shared_lm, 4096)
+    assert encode(prompt, shared_lm, whole.num_tokens).cut_lines == 0
+    assert encode(prompt, shared_lm, whole.num_tokens - 1).cut_lines == 1
+
+
+def test_a_single_line_that_is_too_long_is_cut_between_tokens(shared_lm: LanguageModel) -> None:
+    tree = encode(Prompt("p", "word " * 300 + "\nlast", (question(),)), shared_lm, 100)
+    assert len(tree.prefix_ids) + len(tree.branches[0].token_ids) == 100
+    assert tree.cut_lines == 1
+
+
+def test_a_question_without_room_for_a_prefix_is_refused(shared_lm: LanguageModel) -> None:
+    with pytest.raises(ModelError, match=r"prompt 'p': its longest question .* raise llm.max_prompt_tokens"):
+        encode(Prompt("p", "x", (question("word " * 200),)), shared_lm, 100)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("Yes", "Yes"), "two or more labels with a token each of its own"),
+        (("Yes",), "two or more labels"),
+        ((), "two or more labels"),
+        (("Yes", "Qx9"), r"label 'Qx9' must be one token .* it is 3"),
+        (("Yes", ""), "label '' must be one token .* it is 0"),
+    ],
+)
+def test_labels_must_be_single_and_distinct_tokens(
+    shared_lm: LanguageModel, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        encode(Prompt("p", "x", (question(labels=labels),)), shared_lm, 100)
+
+
+def test_an_answer_must_be_a_label(shared_lm: LanguageModel) -> None:
+    with pytest.raises(ModelError, match="prompt 'p': the answer 'Maybe' is none of the labels"):
+        encode(Prompt("p", "x", (question(answer="Maybe"),)), shared_lm, 100)

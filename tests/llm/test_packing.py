@@ -1,0 +1,166 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recranker.errors import ModelError
+from recranker.llm.attention import BLOCK_TOKENS, blocks_of
+from recranker.llm.encoding import Branch, Tree
+from recranker.llm.model import LanguageModel, add_adapter
+from recranker.llm.packing import check_packing, label_logits, pack
+from recranker.llm.settings import LoraSettings
+
+
+def random_tree(random: np.random.Generator, prefix: int, lengths: list[int]) -> Tree:
+    def ids(count: int) -> list[int]:
+        return [int(one) for one in random.integers(3, 300, count)]
+
+    branches = [
+        Branch(ids(length), [int(one) for one in random.permutation(300)[:3]], 0, "pointwise") for length in lengths
+    ]
+    return Tree("t", ids(prefix), branches)
+
+
+def random_trees(seed: int) -> list[Tree]:
+    """Mixed lengths, an empty prefix, a single question, more branch tokens than fill a block."""
+    random = np.random.default_rng(seed)
+    shapes = [(17, [3, 1, 9]), (0, [4, 2]), (5, [1]), (60, [70, 90, 10, 150, 2]), (30, [])]
+    return [random_tree(random, prefix, lengths) for prefix, lengths in shapes]
+
+
+def one_by_one(lm: LanguageModel, trees: list[Tree]) -> list[torch.Tensor]:
+    rows = [(tree.prefix_ids + branch.token_ids, branch.label_ids) for tree in trees for branch in tree.branches]
+    return [lm.model(input_ids=torch.tensor([ids])).logits[0, -1][labels] for ids, labels in rows]
+
+
+def test_a_small_tree_by_hand() -> None:
+    packed = pack(
+        [Tree("a", [10, 11], [Branch([12], [1, 2], 1, "pointwise"), Branch([13, 14], [1, 2], None, "pairwise")])]
+    )
+    assert packed.input_ids.tolist() == [[10, 11, 12, 13, 14]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3]]
+    assert packed.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert packed.answer_positions.tolist() == [2, 4]
+    assert packed.answers == [1, None]
+    assert packed.tasks == ["pointwise", "pairwise"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_rows_give_the_logits_of_questions_asked_alone(shared_lm: LanguageModel, seed: int) -> None:
+    trees = random_trees(seed)
+    with torch.inference_mode():
+        packed, alone = label_logits(shared_lm.model, pack(trees)), one_by_one(shared_lm, trees)
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
+
+
+def test_blocks_change_nothing_but_time(shared_lm: LanguageModel) -> None:
+    packed = pack(random_trees(7))
+    with torch.inference_mode():
+        by_blocks = label_logits(shared_lm.model, packed)
+        dense = label_logits(lambda **inputs: shared_lm.model(**{**inputs, "blocks": None}), packed)
+    torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=0)
+
+
+def test_blocks_cover_the_row_in_order_and_hold_every_visible_pair() -> None:
+    packed = pack(random_trees(3))
+    covered = torch.zeros_like(packed.mask[0, 0])
+    queries: list[int] = []
+    for prefix_start, prefix_end, start, end in packed.blocks:
+        queries += range(start, end)
+        covered[start:end, prefix_start:prefix_end] = True
+        covered[start:end, start:end] = True
+    assert queries == list(range(packed.num_tokens))
+    assert not (packed.mask[0, 0] & ~covered).any()
+
+
+def test_blocks_end_between_branches_and_stay_small() -> None:
+    assert blocks_of((0, 5), [100, 20, 50, 200, 1]) == [
+        (0, 0, 0, 5),
+        (0, 5, 5, 125),
+        (0, 5, 125, 175),
+        (0, 5, 175, 375),
+        (0, 5, 375, 376),
+    ]
+    assert blocks_of((3, 3), [2]) == [(3, 3, 3, 5)]
+    assert BLOCK_TOKENS == 128
+
+
+def test_another_text_in_one_question_leaves_all_others_as_they_were(shared_lm: LanguageModel) -> None:
+    trees = random_trees(1)
+    changed = replace(trees[0], branches=list(trees[0].branches))
+    changed.branches[1] = replace(changed.branches[1], token_ids=[7])
+    with torch.inference_mode():
+        before = label_logits(shared_lm.model, pack(trees))
+        after = label_logits(shared_lm.model, pack([changed, *trees[1:]]))
+    same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(before, after, strict=True)]
+    assert same == [index != 1 for index in range(len(before))]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_reach_the_adapter_only_and_equal_those_of_single_questions(
+    lm: LanguageModel, checkpointing: bool
+) -> None:
+    add_adapter(lm, LoraSettings(), seed=1)
+    for name, weight in lm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    if checkpointing:
+        lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lm.model.enable_input_require_grads()
+    lm.model.train()
+    trees = random_trees(2)
+    packed = gradients(lm, torch.cat(label_logits(lm.model, pack(trees))))
+    alone = gradients(lm, torch.cat(one_by_one(lm, trees)))
+    assert packed
+    assert all("lora_" in name for name in packed)
+    torch.testing.assert_close(packed, alone, atol=1e-3, rtol=1e-3)
+
+
+def gradients(lm: LanguageModel, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    lm.model.zero_grad()
+    logits.square().mean().backward()
+    return {name: weight.grad.clone() for name, weight in lm.model.named_parameters() if weight.grad is not None}
+
+
+def test_a_model_that_obeys_the_mask_passes_the_check(shared_lm: LanguageModel) -> None:
+    check_packing(shared_lm, max_prompt_tokens=2048)
+
+
+class Wrapped:
+    """The shared model with something planted in its forward."""
+
+    def __init__(self, lm: LanguageModel, **planted: Any) -> None:
+        self.lm, self.planted, self.config = lm, planted, lm.model.config
+
+    def eval(self) -> None:
+        pass
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.lm.model(**{**inputs, **self.planted})
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(shared_lm: LanguageModel) -> None:
+    deaf = replace(shared_lm, model=Wrapped(shared_lm, attention_mask=None))
+    with pytest.raises(ModelError, match=r"ignores the mask .* llm\.backend=kv"):
+        check_packing(deaf, max_prompt_tokens=2048)
+
+
+def test_a_model_that_ignores_positions_is_found_out(shared_lm: LanguageModel) -> None:
+    deaf = replace(shared_lm, model=Wrapped(shared_lm, position_ids=None))
+    with pytest.raises(ModelError, match="ignores the mask"):
+        check_packing(deaf, max_prompt_tokens=2048)
+
+
+def test_a_sliding_window_shorter_than_a_prompt_is_refused(lm: LanguageModel) -> None:
+    lm.model.config.sliding_window = 512
+    check_packing(lm, max_prompt_tokens=512)
+    with pytest.raises(ModelError, match="sees 512 tokens back"):
+        check_packing(lm, max_prompt_tokens=2048)

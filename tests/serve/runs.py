@@ -1,0 +1,62 @@
+"""A finished run made in a second: a tiny random model, an untrained-for but non-zero adapter, learned weights."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from jobs.settings import SETTINGS_FILE, JobSettings
+from recranker.llm.adapter import golden_of, record_of, save_adapter
+from recranker.llm.model import add_adapter, load_model
+from recranker.llm.scoring import make_scorer
+from recranker.settings import check_settings
+from recranker.store import Origin, Store
+from recranker.tasks.prefix import build_prefix
+from recranker.tasks.protocol import Candidate, Prompt, RatingScale
+from recranker.tasks.questions import ranking_questions
+from serve.settings import ServeSettings
+from tests.models import tiny_model
+
+WEIGHTS = {"pointwise": 0.4, "pairwise": 0.1, "listwise": 0.3, "backbone": 0.2}
+ORIGIN = Origin("settings", "code", {})
+
+
+def job_settings(model: str = "smollm2-135m-instruct", **changes: object) -> JobSettings:
+    """Settings of a run on files that are never read."""
+    source = {"kind": "files", "interactions": "unused.csv", "items": "unused.csv", "rating_column": "rating"}
+    values = {"name": "toy", "seed": 3, "data": {"source": source}, "llm": {"model": model, "device": "cpu"}, **changes}
+    return check_settings(JobSettings, values, where="test")
+
+
+def finished_run(folder: Path) -> ServeSettings:
+    """Settings that serve a run made up in ``folder``."""
+    job = job_settings(str(tiny_model(folder / "model")))
+    store = Store(str(folder / "runs" / job.name))
+    with store.publish("tune", ORIGIN) as writer:
+        _save_adapter(job, writer.files("adapter") / "joint")
+    publish_rank(store, job)
+    return ServeSettings(run=job.name, home=str(folder), request_timeout_s=30)
+
+
+def publish_rank(store: Store, job: JobSettings) -> None:
+    """What serving reads of the rank stage."""
+    with store.publish("rank", ORIGIN) as writer:
+        fusion = {"preset": job.ranking.preset, "weights": WEIGHTS}
+        (writer.files("fusion") / "weights.json").write_text(json.dumps(fusion))
+        (Path(writer.root) / SETTINGS_FILE).write_text(job.model_dump_json())
+
+
+def _save_adapter(job: JobSettings, folder: Path) -> None:
+    lm = load_model(Path(job.llm.model), job.llm)
+    add_adapter(lm, job.tune.lora)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, weight in lm.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    candidates = [Candidate(str(n), f"Film {n}", n + 1, 3.0) for n in range(4)]
+    questions = ranking_questions(candidates, job.instruct, RatingScale(1, 5), "golden")
+    prompts = [Prompt("golden", build_prefix(["Alien"], ["Grease"]), questions)]
+    answers = make_scorer(lm, job.llm).score(prompts)
+    record = record_of(lm, prompts, job.llm, job.tune, job.seed)
+    save_adapter(lm, folder, record, golden_of(lm, prompts, answers))
