@@ -40,10 +40,8 @@ def run(settings: JobSettings, stage: StageContext) -> None:
 
     scale = Scale(facts["rating_min"], facts["rating_max"], facts["like_at_least"])
     full, rolled_back = (fold_fits(interactions, fold, fits, scale) for fold in folds)
-    lists, seen = (
-        candidate_lists(interactions, full, rolled_back, settings.backbone, scale),
-        fit_events(interactions, folds),
-    )
+    lists = candidate_lists(interactions, full, rolled_back, settings.backbone, scale)
+    seen = fit_events(interactions, folds)
     check_candidates(table, lists, seen, facts)
     stage.write(CANDIDATES, lists)
     stage.write(USER_FACTORS, user_factors(interactions, full.retriever))

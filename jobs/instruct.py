@@ -7,6 +7,7 @@ import argparse
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
@@ -47,7 +48,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def show(stage: StageContext, parsed: argparse.Namespace) -> None:
     """Print the first prompts, training prompts before others, with one question of each task and its answer."""
-    prompts = stage.read("instruct", PROMPTS).sort_by([("split", "descending"), ("prompt_id", "ascending")])
+    prompts = stage.read("instruct", PROMPTS)
+    training = pc.equal(prompts["split"], "train")
+    prompts = pa.concat_tables([prompts.filter(training), prompts.filter(pc.invert(training))])
     for row in prompts.slice(0, parsed.show).to_pylist():
         print(f"=== {row['prompt_id']} (list {row['list_id']})\n{row['prefix']}")
         for question in {one["task"]: one for one in row["questions"]}.values():

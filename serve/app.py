@@ -6,14 +6,12 @@ serve run serve/config.yaml
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from recranker.tasks.settings import TaskName
-from serve.http import make_api
-from serve.router import Router
+from serve.router import Router, replica_api
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_run
 from serve.tasks import TaskReplica
@@ -57,11 +55,6 @@ def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> 
         **_queue(settings),
     )
     return deployment.bind(task, run, str(Path(settings.home).expanduser() / "cache"))
-
-
-def replica_api() -> FastAPI:
-    """The routes over the router of this process; Serve calls it in the replica, as an app built here cannot travel."""
-    return make_api(lambda: serve.get_replica_context().servable_object)
 
 
 def _queue(settings: ServeSettings) -> dict[str, Any]:

@@ -24,6 +24,11 @@ KNOWN_NAMES = {
     for name in kind.model_fields
 }
 
+MAX_COMPLAINTS = 5
+"""Complaints listed in one answer; a large body can be wrong in thousands of places."""
+OPEN_PATHS = {"/healthz", "/readyz", "/docs", "/openapi.json"}
+"""Answered without a token; everything else, known or not, needs it."""
+
 
 class Service(Protocol):
     """What the routes need; the router replica, or a fake in a test."""
@@ -48,7 +53,7 @@ class Gate:
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         service, headers = self.service(), Headers(scope=scope)
@@ -99,7 +104,7 @@ def error_response(status: int, message: str, headers: dict[str, str] | None = N
 def _add_error_handlers(api: FastAPI, service: Callable[[], Service]) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(422, "; ".join(_complaint(one) for one in error.errors()))
+        return error_response(422, "; ".join(_complaint(one) for one in error.errors()[:MAX_COMPLAINTS]))
 
     @api.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
@@ -132,6 +137,12 @@ def _complaint(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place or 'body'}: a key is not known here; see /docs"
     return f"{place or 'body'}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _path(scope: Scope) -> str:
+    """The path as the routes see it; ASGI's own has the prefix in front that the application is mounted under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _may_ask(headers: Headers, token: str | None) -> bool:

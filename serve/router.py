@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -18,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from recranker.errors import SettingsError
 from recranker.tasks.protocol import Answer, Prompt
 from recranker.tasks.settings import TaskName
-from serve.http import BusyError
+from serve.http import BusyError, make_api
 from serve.messages import RankRequest, RankResponse, Readiness
 from serve.ranking import answers_of, ask, respond
 from serve.settings import ServeSettings
@@ -82,6 +83,11 @@ class Router:
                 attempt += 1
             except (TimeoutError, RayError, RayServeException) as error:
                 return _failed(task, error)
+
+
+def replica_api() -> FastAPI:
+    """The routes over the router of this process; Serve calls it in the replica, as an app built here cannot travel."""
+    return make_api(lambda: serve.get_replica_context().servable_object)
 
 
 def read_token(settings: ServeSettings) -> str | None:

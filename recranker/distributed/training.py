@@ -112,7 +112,7 @@ class DeepSpeedEngine:
         self.forward, self._optimizer, *_ = deepspeed.initialize(
             model=lm.model,
             optimizer=optimizer,
-            config=deepspeed_config(settings, bfloat16=lm.dtype == torch.bfloat16),
+            config=deepspeed_config(settings),
             dist_init_required=False,
         )
         self._device = lm.device
@@ -136,14 +136,17 @@ class DeepSpeedEngine:
         return summed.cpu()
 
 
-def deepspeed_config(settings: TuneSettings, *, bfloat16: bool) -> dict[str, Any]:
-    """DeepSpeed's own settings; no compiled operator, so that nothing is built on workers."""
+def deepspeed_config(settings: TuneSettings) -> dict[str, Any]:
+    """DeepSpeed's own settings; no compiled operator, so that nothing is built on workers.
+
+    Its ``bf16`` mode stays off even where the base model is bfloat16: it would round the adapter, which peft keeps
+    in float32, and the frequencies of the position embedding, and the model saved would not be the one trained.
+    """
     return {
         "train_batch_size": settings.batch_prompts,
         "train_micro_batch_size_per_gpu": settings.micro_batch_prompts,
         "gradient_accumulation_steps": settings.batch_prompts // (settings.workers * settings.micro_batch_prompts),
         "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": bfloat16},
         "zero_optimization": {"stage": settings.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000,

@@ -27,8 +27,8 @@ def question(shown: Sequence[Candidate], *, hint: bool, answer_id: str | None = 
     signal = ""
     if hint:
         by_position = sorted(zip(letters, shown, strict=True), key=lambda pair: pair[1].position)
-        signal = f" A recommender's order: {', '.join(letter for letter, _ in by_position)}."
-    text = "\n\n" + "\n".join([*lines, f"Which of these will this person enjoy most?{signal} Letter:"])
+        signal = f"\n[order: {' '.join(letter for letter, _ in by_position)}]"
+    text = "\n\nBest of\n" + "\n".join(lines) + signal
     item_ids = tuple(candidate.item_id for candidate in shown)
     answer = letters[item_ids.index(answer_id)] if answer_id is not None else None
     return Question("listwise", text, tuple(letters), item_ids, answer)

@@ -16,8 +16,8 @@ def question(first: Candidate, second: Candidate, *, hint: bool, answer: str | N
     """The question about one ordered pair; ``hint`` says which of the two the retriever scores higher."""
     signal = ""
     if hint:
-        signal = f" (a recommender favours the {'first' if first.position < second.position else 'second'})"
-    text = f"\n\nWill this person prefer {first.title} over {second.title}{signal}? Yes or No:"
+        signal = f" [{'first' if first.position < second.position else 'second'}]"
+    text = f"\n\nPrefer {first.title} to {second.title}?{signal}"
     return Question("pairwise", text, LABELS, (first.item_id, second.item_id), answer)
 
 

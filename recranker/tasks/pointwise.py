@@ -23,11 +23,11 @@ def question(
     """The question about one candidate; ``hint`` mentions its predicted rating, where there is one."""
     signal = ""
     if hint and candidate.predicted_rating is not None:
-        signal = f" (predicted rating {candidate.predicted_rating:.1f} of {scale.highest:g})"
+        signal = f" [predicted rating {candidate.predicted_rating:.1f}]"
     if kind == "like":
-        text = f"\n\nWill this person like {candidate.title}{signal}? Yes or No:"
+        text = f"\n\nLike {candidate.title}?{signal}"
         return Question("pointwise", text, LIKE_LABELS, (candidate.item_id,), answer)
-    text = f"\n\nHow will this person rate {candidate.title}{signal}, from {scale.labels[0]} to {scale.labels[-1]}?"
+    text = f"\n\nRate {candidate.title} from {scale.labels[0]} to {scale.labels[-1]}.{signal}"
     return Question("pointwise", text, scale.labels, (candidate.item_id,), answer)
 
 

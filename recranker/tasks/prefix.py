@@ -7,9 +7,11 @@ prefix that must be cut loses the oldest likes first.
 from collections.abc import Sequence
 
 INSTRUCTIONS = (
-    "Below is what one person liked and disliked, the most recent first. "
-    "Judge what this person will enjoy next. Answer with one word, number or letter."
+    "Below is what one person liked and disliked, the most recent first. Judge what this person will enjoy next.\n"
+    "'Like X?' and 'Prefer X to Y?' are answered by Yes or No, 'Rate X' by a number, 'Best of' by a letter. "
+    "What other recommenders say stands in brackets."
 )
+"""All that questions have in common is said here, once: a question is little more than a title and its signal."""
 
 
 def build_prefix(liked: Sequence[str], disliked: Sequence[str]) -> str:

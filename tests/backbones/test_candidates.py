@@ -51,6 +51,8 @@ def expected_list(
     masked = {row["item_id"] for row in mine if row["split"] == "train" and row["feedback"] == "like"}
     if lists["split"] == "test" and lists["validation_in_history"]:
         masked |= {row["item_id"] for row in mine if row["split"] == "validation"}
+    if lists["split"] == "train":  # shown as wrong answers, held-out likes would be false ones
+        masked |= {row["item_id"] for row in mine if row["split"] in ("validation", "test")}
     masked -= {lists["target_id"]}
     liked = {indexed.item_ids[int(item)].as_py() for item in fits.data.like_items}
     scores = fits.retriever.user_factors[user] @ fits.retriever.item_factors.T

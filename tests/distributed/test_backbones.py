@@ -48,6 +48,7 @@ def test_ray_workers_give_what_the_plain_function_gives(tmp_path: Path, workers:
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     job = small_job(2, epochs=1500)

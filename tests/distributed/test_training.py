@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -11,7 +12,8 @@ from recranker.errors import ModelError, SettingsError
 from recranker.llm.model import load_adapter, load_model
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
-from recranker.llm.training import StepReport, plan_adapters
+from recranker.llm.training import StepReport, make_trainable, plan_adapters, train
+from tests.llm.plain_engine import PlainEngine
 from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
 
@@ -86,6 +88,41 @@ def test_every_zero_stage_trains_the_same_adapter(
     _assert_same(folder, log, tmp_path, again)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_worker_is_replaced_and_the_adapter_is_that_of_plain_torch(
+    ray_cluster: None, model_path: Path, tmp_path: Path
+) -> None:
+    tune = TUNE.model_copy(update={"epochs": 60, "learning_rate": 1e-3, "max_grad_norm": 1e6})
+    lm = load_model(model_path, LLM)
+    make_trainable(lm, tune, 0)
+    expected = [report.loss for report in train(PlainEngine(lm, tune), lm, toy_prompts(8), tune, LLM, 0)]
+    killed: list[psutil.Process] = []
+
+    def kill_once(name: str, report: StepReport) -> None:
+        if not killed:
+            killed.append(next(one for one in psutil.Process().children(recursive=True) if "RayTrainW" in _title(one)))
+            killed[0].kill()
+
+    log = tune_adapters(
+        plan_adapters(toy_prompts(8), tune),
+        model=model_path,
+        folder=tmp_path,
+        work=tmp_path / "work",
+        llm=LLM,
+        tune=tune,
+        seed=0,
+        on_step=kill_once,
+    )
+    assert killed
+    assert log["step"].to_pylist() == list(range(1, 121))
+    assert log["loss"].to_pylist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def _title(process: psutil.Process) -> str:
+    return " ".join(process.cmdline()) if process.is_running() else ""
+
+
 def _assert_same(folder: Path, log: pa.Table, other: Path, again: pa.Table) -> None:
     assert again["loss"].to_pylist() == pytest.approx(log["loss"].to_pylist(), rel=1e-3)
     assert again["tokens"].to_pylist() == log["tokens"].to_pylist()
@@ -133,9 +170,8 @@ def test_more_workers_than_cores_are_refused_at_once(ray_cluster: None, model_pa
 
 def test_deepspeed_settings_follow_ours() -> None:
     settings = TuneSettings(batch_prompts=16, micro_batch_prompts=2, workers=4, zero_stage=3, max_grad_norm=0.5)
-    config = deepspeed_config(settings, bfloat16=True)
+    config = deepspeed_config(settings)
     assert config["gradient_accumulation_steps"] == 2
     assert config["train_batch_size"] == 2 * 2 * 4
     assert config["gradient_clipping"] == 0.5
     assert config["zero_optimization"] == {"stage": 3}
-    assert config["bf16"] == {"enabled": True}

@@ -114,6 +114,25 @@ def test_broken_papers_are_caught(model_path: Path, folder: Path, name: str) -> 
             check_adapter(lm, folder, LLM)
 
 
+def test_golden_file_that_lacks_an_answer_is_refused(model_path: Path, folder: Path) -> None:
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["answers"][0]["log_probabilities"].pop()
+    (folder / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(ModelError, match="differ by inf nats"):
+        reload_and_check(model_path, folder, LLM)
+
+
+def test_other_hardware_is_given_more_room(model_path: Path, folder: Path) -> None:
+    lm = load_model(model_path, LLM)
+    load_adapter(lm, folder)
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["answers"][0]["log_probabilities"][0][0] += 5e-3
+    (folder / "golden.json").write_text(json.dumps(golden))
+    assert check_adapter(lm, folder, LLM) == pytest.approx(5e-3, abs=1e-5)
+    with pytest.raises(ModelError, match=r"differ by 0.005 nats, allowed 0.001"):
+        check_adapter(lm, folder, LLM, same_machine=True)
+
+
 def test_golden_file_without_answers_is_refused(model_path: Path, folder: Path) -> None:
     (folder / "golden.json").write_text('{"dtype": "float32", "answers": []}')
     with pytest.raises(ModelError, match=r"golden.json"):

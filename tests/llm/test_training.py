@@ -1,8 +1,6 @@
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,33 +23,11 @@ from recranker.llm.training import (
     train,
 )
 from recranker.tasks.protocol import Prompt
+from tests.llm.plain_engine import PlainEngine
 from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
 
 LLM = LLMSettings(model="tiny", device="cpu")
-
-
-class PlainEngine:
-    """Plain torch on one process that may play one of several workers."""
-
-    def __init__(self, lm: LanguageModel, settings: TuneSettings, rank: int = 0, workers: int = 1) -> None:
-        self.forward: Callable[..., Any] = lm.model
-        self.rank, self.workers = rank, workers
-        self.trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1.0, weight_decay=settings.weight_decay)
-        self.gradients: list[Tensor] = []
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self, learning_rate: float) -> None:
-        self.gradients = [weight.grad.clone() for weight in self.trained if weight.grad is not None]
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def total(self, values: Tensor) -> Tensor:
-        return values
 
 
 @pytest.fixture(scope="module")

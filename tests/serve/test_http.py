@@ -82,6 +82,15 @@ def test_without_the_token_nothing_is_read(sent: str | None) -> None:
     assert response.json()["code"] == "unauthorized"
 
 
+def test_the_gate_holds_under_a_prefix_and_for_paths_that_do_not_exist() -> None:
+    async def call(path: str) -> int:
+        transport = httpx.ASGITransport(make_api(lambda: FakeService("right")), root_path="/prefix")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.post(path, json=TWO)).status_code
+
+    assert [asyncio.run(call(path)) for path in ("/prefix/v1/rank", "/v1/rank", "/nope", "//v1/rank")] == [401] * 4
+
+
 def test_with_the_token_the_request_is_answered() -> None:
     assert send(FakeService("right"), json=TWO, headers={"Authorization": "Bearer right"}).status_code == 200
 

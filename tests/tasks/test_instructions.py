@@ -29,7 +29,7 @@ def built(*rows: dict, drawn: tuple[str, ...] = ()) -> pa.Table:
 
 def test_the_history_is_newest_first_cut_and_ends_before_the_target() -> None:
     prefix = built(TRAIN, drawn=("u",))["prefix"][0].as_py()
-    assert prefix.splitlines()[1:] == ["Disliked:", "Film 5", "Liked:", "Film 3", "Film 2", "Film 0"]
+    assert prefix.splitlines()[2:] == ["Disliked:", "Film 5", "Liked:", "Film 3", "Film 2", "Film 0"]
 
 
 def test_the_history_at_test_time_holds_the_validation_like_but_not_the_target() -> None:

@@ -75,12 +75,11 @@ def test_without_ratings_a_rating_is_not_asked_and_no_rating_is_mentioned() -> N
 
 
 def test_hints_say_what_the_retriever_thinks_and_can_be_left_out() -> None:
-    assert "favours the second" in pairwise.question(TEN[5], TEN[2], hint=True).text
-    assert "order: B, C, A." in listwise.question([TEN[9], TEN[0], TEN[4]], hint=True).text
-    assert "predicted rating 3.6 of 5" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint=True).text
+    assert "[second]" in pairwise.question(TEN[5], TEN[2], hint=True).text
+    assert "[order: B C A]" in listwise.question([TEN[9], TEN[0], TEN[4]], hint=True).text
+    assert "[predicted rating 3.6]" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint=True).text
     for one in ranking_questions(TEN, InstructSettings(hints=False), SCALE, 0):
-        assert "recommender" not in one.text
-        assert "predicted" not in one.text
+        assert "[" not in one.text
 
 
 def test_more_candidates_than_letters_are_refused() -> None:
