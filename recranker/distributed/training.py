@@ -7,7 +7,6 @@ actor, so that the driver's bar and MLflow follow training and a user's error ar
 import logging
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,9 +22,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
+from recranker.distributed.background import BackgroundFit
 from recranker.errors import ModelError, OutputError, RecrankerError, SettingsError
 from recranker.llm.adapter import golden_of, golden_prompts, record_of, reload_and_check, save_adapter
 from recranker.llm.model import LanguageModel, load_model
+from recranker.llm.packing import check_packing
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.llm.training import AdapterPlan, StepReport, make_trainable, train
@@ -224,7 +225,7 @@ def _tune(
     """Run one training to its end while ``on_step`` hears of every step."""
     Path(job.folder).mkdir(parents=True, exist_ok=True)
     channel = ray.remote(Channel).options(num_cpus=0).remote()
-    run = _Fit(_trainer(job, ray.put(prompts), channel, work))
+    run = BackgroundFit(_trainer(job, ray.put(prompts), channel, work))
     reports: dict[int, StepReport] = {}
     try:
         running = True
@@ -234,7 +235,7 @@ def _tune(
                 if report.step not in reports:  # a restarted run goes over its first steps again
                     on_step(job.name, report)
                 reports[report.step] = report
-        _raise_failure(run.error, ray.get(channel.error.remote()))
+        _raise_failure(run, ray.get(channel.error.remote()))
     finally:
         if run.wait(0):
             channel.stop.remote()
@@ -242,32 +243,10 @@ def _tune(
     return [reports[step] for step in sorted(reports)]
 
 
-def _raise_failure(failure: BaseException | None, ours: RecrankerError | None) -> None:
+def _raise_failure(run: BackgroundFit, ours: RecrankerError | None) -> None:
     if ours is not None:
         raise ours
-    if failure is not None:
-        raise failure
-
-
-class _Fit(threading.Thread):
-    """``trainer.fit()`` beside the main thread, which then shows progress and stays open to Ctrl-C."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(daemon=True)
-        self.error: BaseException | None = None
-        self._trainer = trainer
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._trainer.fit()
-        except Exception as error:
-            self.error = error
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it still runs after so long."""
-        self.join(timeout_s)
-        return self.is_alive()
+    run.result()
 
 
 def _trainer(job: TuneJob, prompts: Any, channel: Any, work: Path) -> TorchTrainer:
@@ -320,6 +299,8 @@ def _train_and_save(job: TuneJob, prompts: list[Prompt], channel: Any) -> None:
     if not folder.is_dir():
         raise OutputError(f"a training worker does not see {folder}; set store.home to a folder shared by all nodes")
     lm = load_model(Path(job.model), job.llm)
+    way_out = "tuning packs every prompt into one row, so it needs another base model"
+    check_packing(lm, max_prompt_tokens=job.llm.max_prompt_tokens, way_out=way_out)
     make_trainable(lm, job.tune, job.seed)
     engine = DeepSpeedEngine(lm, job.tune)
     torch.manual_seed(key_of(job.seed, "dropout", engine.rank) >> 1)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from recranker.errors import ModelError
 from recranker.llm.attention import Block, blocks_of
-from recranker.llm.encoding import Branch, Tree
+from recranker.llm.encoding import Branch, Tree, encode_all
 from recranker.llm.model import LanguageModel
+from recranker.tasks.protocol import Prompt, Question
 from recranker.tasks.settings import TaskName
-
-_WAY_OUT = "score it with llm.backend=kv"
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
     return [logits_V[labels] for logits_V, labels in zip(logits_QV, packed.label_ids, strict=True)]
 
 
-def check_packing(lm: LanguageModel, *, max_prompt_tokens: int) -> None:
+def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) -> None:
     """Make sure that ``lm`` obeys the mask: two small trees must give the logits of their questions asked one by one.
 
     Raises:
@@ -123,24 +122,33 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int) -> None:
     window = getattr(lm.model.config, "sliding_window", None)
     if window and window < max_prompt_tokens and getattr(lm.model.config, "use_sliding_window", True):
         raise ModelError(
-            f"this model sees {window} tokens back, llm.max_prompt_tokens is {max_prompt_tokens}; {_WAY_OUT}"
+            f"this model sees {window} tokens back, llm.max_prompt_tokens is {max_prompt_tokens}; {way_out}"
         )
+    trees = encode_all(PROBE, lm, max_prompt_tokens)
     with torch.inference_mode():
         try:
-            packed = torch.stack(label_logits(lm.model, pack(_probe(), lm.device)))
+            packed = torch.stack(label_logits(lm.model, pack(trees, lm.device)))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {_WAY_OUT}") from None
-        rows = [tree.prefix_ids + branch.token_ids for tree in _probe() for branch in tree.branches]
-        alone = torch.stack(
-            [lm.model(input_ids=torch.tensor([row], device=lm.device)).logits[0, -1, :3] for row in rows]
-        )
+            raise ModelError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {way_out}") from None
+        alone = torch.stack([_alone(lm, tree.prefix_ids, branch) for tree in trees for branch in tree.branches])
     difference = float((packed - alone.float()).abs().max())
     allowed = max(1.0, float(alone.abs().max())) * (1e-3 if lm.dtype == torch.float32 else 5e-2)
     if not difference <= allowed:
-        raise ModelError(f"this model ignores the mask of a packed row (logits differ by {difference:.2g}); {_WAY_OUT}")
+        raise ModelError(f"this model ignores the mask of a packed row (logits differ by {difference:.2g}); {way_out}")
 
 
-def _probe() -> list[Tree]:
-    """Two trees of two questions, of ids that every vocabulary has."""
-    branches = [Branch(ids, [0, 1, 2], None, "pointwise") for ids in ([3, 4, 5], [5, 3, 4, 4, 6])]
-    return [Tree("short", [6, 5, 4], branches), Tree("long", [3, 4, 5, 6, 3, 3, 5, 6, 4, 4, 5, 3], branches)]
+def _alone(lm: LanguageModel, prefix_ids: list[int], branch: Branch) -> Tensor:
+    input_ids = torch.tensor([prefix_ids + branch.token_ids], device=lm.device)
+    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False).logits
+    return logits[0, -1, branch.label_ids]
+
+
+def _probe(text: str, *questions: str) -> Prompt:
+    return Prompt(text, text, tuple(Question("pointwise", one, ("No", "Yes"), (one,)) for one in questions))
+
+
+PROBE = (
+    _probe("Liked:\nAlien", "\nLike Heat?", "\nLike the long summer of last year?"),
+    _probe("Liked:\nThe quiet river\nA second letter", "\nLike Ran?", "\nLike Jaws?"),
+)
+"""Two prompts of ordinary words: rarely trained tokens give logits that say little, above all in bfloat16."""

@@ -47,7 +47,7 @@ class TreeScorer:
         self._token_budget = settings.token_budget
         self._passes = PASSES[settings.backend]
         if settings.backend == "packed":
-            check_packing(lm, max_prompt_tokens=settings.max_prompt_tokens)
+            check_packing(lm, max_prompt_tokens=settings.max_prompt_tokens, way_out="score it with llm.backend=kv")
         self._tokens_of = _tokens_of_plain if settings.backend == "plain" else _tokens_of_tree
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:

@@ -141,6 +141,13 @@ def test_a_target_in_its_own_history(clean: Tables, split: str) -> None:
     caught(clean.with_rows("candidates", plant), "the history of a list reaches beyond its target")
 
 
+def test_a_list_for_an_unknown_user(clean: Tables) -> None:
+    def plant(rows: list[Row]) -> None:
+        first(rows, split="test")["user_id"] = "u9999"
+
+    caught(clean.with_rows("candidates", plant), "a list is for a user the interactions do not know: user 'u9999'")
+
+
 def test_a_row_number_in_place_of_an_id(clean: Tables) -> None:
     def plant(rows: list[Row]) -> None:
         first(rows, split="train")["target_id"] = "17"

@@ -131,7 +131,7 @@ def gradients(lm: LanguageModel, logits: torch.Tensor) -> dict[str, torch.Tensor
 
 
 def test_a_model_that_obeys_the_mask_passes_the_check(shared_lm: LanguageModel) -> None:
-    check_packing(shared_lm, max_prompt_tokens=2048)
+    check_packing(shared_lm, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
 class Wrapped:
@@ -149,18 +149,18 @@ class Wrapped:
 
 def test_a_model_that_ignores_the_mask_is_found_out(shared_lm: LanguageModel) -> None:
     deaf = replace(shared_lm, model=Wrapped(shared_lm, attention_mask=None))
-    with pytest.raises(ModelError, match=r"ignores the mask .* llm\.backend=kv"):
-        check_packing(deaf, max_prompt_tokens=2048)
+    with pytest.raises(ModelError, match=r"ignores the mask .* WAY OUT"):
+        check_packing(deaf, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
 def test_a_model_that_ignores_positions_is_found_out(shared_lm: LanguageModel) -> None:
     deaf = replace(shared_lm, model=Wrapped(shared_lm, position_ids=None))
     with pytest.raises(ModelError, match="ignores the mask"):
-        check_packing(deaf, max_prompt_tokens=2048)
+        check_packing(deaf, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
 def test_a_sliding_window_shorter_than_a_prompt_is_refused(lm: LanguageModel) -> None:
     lm.model.config.sliding_window = 512
-    check_packing(lm, max_prompt_tokens=512)
+    check_packing(lm, max_prompt_tokens=512, way_out="WAY OUT")
     with pytest.raises(ModelError, match="sees 512 tokens back"):
-        check_packing(lm, max_prompt_tokens=2048)
+        check_packing(lm, max_prompt_tokens=2048, way_out="WAY OUT")

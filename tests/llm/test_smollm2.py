@@ -132,3 +132,10 @@ def test_real_weights_are_written_once(real_path: Path) -> None:
     weights = load_file(real_path / "model.safetensors")
     assert len(weights) == 272  # as many tensors as the GGUF file has: the head is the embedding, stored once
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_real_model_obeys_the_mask_in_every_number_format(real_path: Path, dtype: str) -> None:
+    settings = LLMSettings(model=smollm2.NAME, device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    assert make_scorer(load_model(real_path, settings), settings)

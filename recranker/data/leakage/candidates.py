@@ -61,6 +61,9 @@ def _check_out_of_fold(candidates: pa.Table, fit_events: pa.Table) -> None:
 
 
 def _check_targets(interactions: pa.Table, events: Pairs, candidates: pa.Table) -> None:
+    known = pc.is_in(candidates["user_id"].combine_chunks(), value_set=pc.unique(interactions["user_id"]))
+    way_out = "give candidates for users of the interactions only, by the same keys"
+    _refuse(~column(known), candidates, "a list is for a user the interactions do not know", way_out)
     rows = events.find(candidates["user_id"], candidates["target_id"])
     _refuse(rows < 0, candidates, "a target is no interaction of its user", "compare ids, never row numbers")
     likes = column(pc.equal(interactions["feedback"], "like"))[rows]
