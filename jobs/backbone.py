@@ -20,6 +20,7 @@ from recranker.backbones.candidates import (
 from recranker.backbones.events import index_interactions
 from recranker.backbones.fits import FitJob
 from recranker.backbones.folds import data_of, make_folds
+from recranker.backbones.reranker import with_reranker
 from recranker.data.leakage import check_candidates
 from recranker.distributed.backbones import fit_backbones
 from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, USER_FACTORS
@@ -41,6 +42,8 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     scale = Scale(facts["rating_min"], facts["rating_max"], facts["like_at_least"])
     full, rolled_back = (fold_fits(interactions, fold, fits, scale) for fold in folds)
     lists = candidate_lists(interactions, full, rolled_back, settings.backbone, scale)
+    both = {"full": full, "rolled_back": rolled_back}
+    lists, weights = with_reranker(interactions, both, lists, settings.seed)
     seen = fit_events(interactions, folds)
     check_candidates(table, lists, seen, facts)
     stage.write(CANDIDATES, lists)
@@ -48,7 +51,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     stage.write(FIT_EVENTS, seen)
     counts = count_lists(lists) | {"epochs": full.retriever.epochs}
     counts["test_hits_of_popularity"] = popularity_hits(interactions, full, settings.backbone, scale)
-    stage.facts.update(counts)
+    stage.facts.update(counts | {"reranker_weights": weights})
     stage.log_metrics({f"backbone/{name}": float(count) for name, count in counts.items()})
     stage.log_metrics(hit_rates(counts, settings.backbone.num_candidates))
 

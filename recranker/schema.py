@@ -119,6 +119,11 @@ CANDIDATES = _table(
     _column("backbone_scores", FLOATS, "The retriever's score of each candidate."),
     _column("predicted_ratings", FLOATS, "The rating predictor's guess for each candidate, on the data's scale."),
     _column("popularity", FLOATS, "Training likes of each candidate within the same fold."),
+    _column(
+        "reranker_scores",
+        FLOATS,
+        "The conventional re-ranker's logits; in training lists without the user's own lists.",
+    ),
 )
 
 DRAWS = _table(
@@ -136,6 +141,7 @@ QUESTION = pa.struct(
         pa.field("labels", STRINGS),
         pa.field("item_ids", STRINGS),
         pa.field("answer", pa.string()),
+        pa.field("soft_labels", FLOATS),
     ]
 )
 
@@ -148,7 +154,9 @@ PROMPTS = _table(
     _column("split", pa.string(), "'train', 'validation' or 'test'."),
     _column("prefix", pa.string(), "What all questions share: instructions and history."),
     _column(
-        "questions", pa.list_(QUESTION), "Task, text after the prefix, labels, the items meant, and the right label."
+        "questions",
+        pa.list_(QUESTION),
+        "Task, text, labels, items; in training the right label and the teacher's probabilities.",
     ),
 )
 

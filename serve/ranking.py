@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recranker.backbones.choice import standardised
 from recranker.data.titles import clean_title
-from recranker.ranking.fusion import best_first, fuse, standardised
+from recranker.ranking.fusion import best_first, fuse
 from recranker.ranking.utilities import paper_utilities, task_scores
 from recranker.tasks.prefix import build_prefix
 from recranker.tasks.protocol import Answer, Candidate, Prompt, Question

@@ -29,6 +29,7 @@ def candidate_list(user: str, split: str, target: str, items: list[str], **chang
         "backbone_scores": [1.0 - index / 10 for index in range(len(items))],
         "predicted_ratings": [4.5 - index / 10 for index in range(len(items))],
         "popularity": [1.0] * len(items),
+        "reranker_scores": [-float(index) for index in range(len(items))],
         **changes,
     }
 

@@ -20,7 +20,7 @@ from recranker.backbones.protocol import Fit
 from recranker.backbones.rating_predictor import constant_ratings, predict_ratings
 from recranker.backbones.settings import BackboneSettings
 from recranker.backbones.topk import ItemSets, top_k
-from recranker.schema import CANDIDATES, FIT_EVENTS, USER_FACTORS
+from recranker.schema import FIT_EVENTS, USER_FACTORS
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fold_fits(interactions: Interactions, fold: Fold, fits: Fits, scale: Scale) 
 def candidate_lists(
     interactions: Interactions, full: FoldFits, rolled_back: FoldFits, settings: BackboneSettings, scale: Scale
 ) -> pa.Table:
-    """All CANDIDATES rows: a list per training, validation and test target."""
+    """All CANDIDATES rows but for the re-ranker's scores: a list per training, validation and test target."""
     known = settings.validation_in_history
     jobs = [(training_targets(interactions, rolled_back.fold), rolled_back)]
     for split in ("validation", "test"):
@@ -134,7 +134,7 @@ def held_out_targets(interactions: Interactions, split: str, *, validation_in_hi
 def make_candidates(
     interactions: Interactions, targets: Targets, fits: FoldFits, *, num_candidates: int, scale: Scale
 ) -> pa.Table:
-    """CANDIDATES rows, one per target; a list is shorter only where fewer items are left to offer.
+    """One list per target; a list is shorter only where fewer items are left to offer.
 
     Items without a like in the fold are never offered; a target without one gives a list without hit.
     """
@@ -153,7 +153,7 @@ def make_candidates(
         "predicted_ratings": _lists(starts, pa.array(guesses)),
         "popularity": _lists(starts, pa.array(popularity[items].astype(np.float32))),
     }
-    return CANDIDATES.conform(pa.table(columns), where="candidates")
+    return pa.table(columns)
 
 
 def fit_events(interactions: Interactions, folds: tuple[Fold, ...]) -> pa.Table:

@@ -34,6 +34,7 @@ ROW_ORDER = (
     "random",
     "oracle",
     "popularity",
+    "conventional",
     "untuned_pointwise",
     "untuned_pairwise",
     "untuned_listwise",
@@ -46,7 +47,7 @@ ROW_ORDER = (
 )
 """Baselines first, then the rankers in this order; others follow alphabetically."""
 
-BASELINES = ROW_ORDER[:4]
+BASELINES = ROW_ORDER[:5]
 METRICS = ("hr_at_3", "ndcg_at_3", "hr_at_5", "ndcg_at_5")
 INTERVAL_OF = METRICS.index("ndcg_at_3")
 
@@ -124,13 +125,14 @@ def metrics_of(results: pa.Table, *, served: str) -> dict[str, float]:
 
 
 def _values_of_baselines(lists: HitLists) -> dict[str, Floats]:
-    """``(lists, metrics)`` of what needs no model: as retrieved, at random, at best, by popularity."""
+    """``(lists, metrics)`` of what needs no LLM: as retrieved, at random, at best, by popularity, by the re-ranker."""
     target = positions_of(lists.table["target_id"], lists.table["candidate_ids"])
     return {
         "backbone": _values_at(target),
         "random": _expected_values(lists.lengths),
         "oracle": _values_at(np.zeros_like(target)),
-        "popularity": _values_at(_places_by_popularity(lists, target)),
+        "popularity": _values_at(_places_by(lists, "popularity", target)),
+        "conventional": _values_at(_places_by(lists, "reranker_scores", target)),
     }
 
 
@@ -174,15 +176,15 @@ def _expected_values(lengths: Ints) -> Floats:
     return np.stack([one(lengths, k=k) for k in (3, 5) for one in (expected_hr_at_k, expected_ndcg_at_k)], axis=1)
 
 
-def _places_by_popularity(lists: HitLists, target: Ints) -> Ints:
-    """Each target's place when candidates go by popularity, ties by the retriever's order."""
-    column = lists.table["popularity"].combine_chunks()
+def _places_by(lists: HitLists, signal: str, target: Ints) -> Ints:
+    """Each target's place when candidates go by a column of CANDIDATES, ties by the retriever's order."""
+    column = lists.table[signal].combine_chunks()
     owner = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
-    popularity = column.flatten().to_numpy(zero_copy_only=False)
+    values = column.flatten().to_numpy(zero_copy_only=False)
     starts = np.concatenate([[0], np.cumsum(lists.lengths)])[:-1]
     place = np.arange(len(owner)) - starts[owner]
-    of_target = popularity[starts + target][owner]
-    before = (popularity > of_target) | ((popularity == of_target) & (place < target[owner]))
+    of_target = values[starts + target][owner]
+    before = (values > of_target) | ((values == of_target) & (place < target[owner]))
     return np.bincount(owner, before, minlength=len(target)).astype(np.int64)
 
 

@@ -23,6 +23,8 @@ class Branch:
     answer: int | None
     """Index into ``label_ids`` of the right label; None outside training."""
     task: TaskName
+    soft_labels: tuple[float, ...] | None = None
+    """A teacher's probability of each label; None outside training and without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ def _branches(
 ) -> list[Branch]:
     return [
         Branch(
-            [*next(texts), *tail_ids], _labels(prompt, question, label_ids), _answer(prompt, question), question.task
+            [*next(texts), *tail_ids],
+            _labels(prompt, question, label_ids),
+            _answer(prompt, question),
+            question.task,
+            question.soft_labels,
         )
         for question in prompt.questions
     ]

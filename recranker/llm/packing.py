@@ -36,6 +36,8 @@ class Packed:
     """Per question: ``(labels,)``."""
     answers: list[int | None]
     """Per question: index of the right label, where known."""
+    soft_labels: list[Tensor | None]
+    """Per question: ``(labels,)`` probabilities of a teacher, where known."""
     tasks: list[TaskName]
     """Per question."""
     trees: list[int]
@@ -75,6 +77,10 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Packed:
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
         label_ids=[torch.tensor(branch.label_ids, device=device) for _, branch in branches],
         answers=[branch.answer for _, branch in branches],
+        soft_labels=[
+            None if branch.soft_labels is None else torch.tensor(branch.soft_labels, device=device)
+            for _, branch in branches
+        ],
         tasks=[branch.task for _, branch in branches],
         trees=[index for index, _ in branches],
     )
@@ -131,6 +137,8 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {way_out}") from None
         alone = torch.stack([_alone(lm, tree.prefix_ids, branch) for tree in trees for branch in tree.branches])
+    if not torch.isfinite(alone).all():
+        raise ModelError("this model's answers are no finite numbers; its weights are damaged, get them again")
     difference = float((packed - alone.float()).abs().max())
     allowed = max(1.0, float(alone.abs().max())) * (1e-3 if lm.dtype == torch.float32 else 5e-2)
     if not difference <= allowed:

@@ -53,6 +53,8 @@ class TuneSettings(Settings):
     """AdamW step size at its peak."""
     warmup_steps: int = Field(default=10, ge=0)
     """Optimizer steps before the learning rate peaks; it then falls to 0 by a cosine."""
+    distillation: float = Field(default=2.0, ge=0)
+    """Weight of the divergence from the re-ranker's probabilities beside the labels' loss; 0: labels alone."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training prompts."""
     max_prompts: int | None = Field(default=None, ge=1)

@@ -1,8 +1,9 @@
 """Tuning, one worker's share: which prompts a step sees, its loss, and the loop over steps.
 
-The loss is the cross-entropy of the right label among a question's labels, at the one position where
-the model answers: no other token counts. Every question of a step weighs the same, whichever task,
-prompt or worker it belongs to, so that the gradient does not depend on how many workers share the step.
+The loss is the cross-entropy of the right label among a question's labels, and the divergence from a
+teacher's probabilities of them, at the one position where the model answers: no other token counts.
+Every question of a step weighs the same, whichever task, prompt or worker it belongs to, so that the
+gradient does not depend on how many workers share the step.
 
 Shapes: Q questions of one row, B prompts of one step over all workers.
 """
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from recranker.errors import DataError, ModelError
 from recranker.llm.encoding import encode_all
@@ -176,10 +177,22 @@ def make_trainable(lm: LanguageModel, settings: TuneSettings, seed: int) -> None
     lm.model.train()
 
 
-def answer_losses(logits: Sequence[Tensor], answers: Sequence[int | None]) -> Tensor:
-    """``(Q,)`` cross-entropy of each question's right label among its labels, nats; every answer must be known."""
-    wanted = torch.tensor(answers, device=logits[0].device)
-    return torch.cat([cross_entropy(one[None], wanted[i : i + 1], reduction="none") for i, one in enumerate(logits)])
+def answer_losses(logits: Sequence[Tensor], packed: Packed, distillation: float) -> Tensor:
+    """``(Q,)`` loss of each question, nats; every answer must be known.
+
+    Cross-entropy of the right label among the question's labels, plus ``distillation`` times the divergence
+    KL(teacher || model) over the labels where a teacher's probabilities are known.
+
+    Source: Hinton, Vinyals & Dean 2015, arXiv 1503.02531, at temperature 1.
+    """
+    wanted = torch.tensor(packed.answers, device=logits[0].device)
+    losses = []
+    for index, (one, soft) in enumerate(zip(logits, packed.soft_labels, strict=True)):
+        loss = cross_entropy(one[None], wanted[index : index + 1])
+        if soft is not None and distillation > 0:
+            loss = loss + distillation * kl_div(log_softmax(one, dim=-1), soft, reduction="sum")
+        losses.append(loss)
+    return torch.stack(losses)
 
 
 def train(
@@ -214,7 +227,7 @@ def _gradients(
     tokens = 0
     for positions in micro_batches(len(batch), settings.micro_batch_prompts, engine.rank, engine.workers):
         packed = pack(encode_all([batch[index] for index in positions], lm, llm.max_prompt_tokens), lm.device)
-        losses = answer_losses(label_logits(engine.forward, packed), packed.answers)
+        losses = answer_losses(label_logits(engine.forward, packed), packed, settings.distillation)
         engine.backward(losses.sum() / num_questions)
         _add(sums, losses.detach(), packed, positions, settings.tasks)
         tokens += packed.num_tokens

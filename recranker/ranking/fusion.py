@@ -4,18 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
+from recranker.backbones.choice import fit_choice
 from recranker.errors import DataError
 
-SIGNALS = ("pointwise", "pairwise", "listwise", "backbone")
+PARTS = 5
+"""Parts of the validation lists in cross-validation."""
 PAPER_WEIGHTS = {"pointwise": 1 / 3, "pairwise": 1 / 3, "listwise": 1 / 3}
-
-
-def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(items,)`` z-scores within one list; all zero where every score is the same."""
-    spread = scores.std()
-    return (scores - scores.mean()) / spread if spread > 1e-12 else np.zeros_like(scores)
 
 
 def fuse(scores: Mapping[str, NDArray[np.float64]], weights: Mapping[str, float]) -> NDArray[np.float64]:
@@ -51,37 +46,43 @@ def learn_weights(
 ) -> dict[str, float]:
     """Non-negative weights of z-scored signals that make the targets likely under a softmax per list.
 
+    The weights must earn their place: where, on lists left out of their fit, they are not better than the
+    retriever's scores alone by more than one standard error, the retriever keeps all the weight.
+
     Args:
-        lists: Per list, ``(items,)`` z-scores of the same signals.
+        lists: Per list, ``(items,)`` z-scores of the same signals, 'backbone' among them.
         targets: Per list, the index of the true item.
         l2: Pull towards 0 per list, so that a signal without evidence gets no weight.
 
     Returns:
-        Weight per signal; they sum to 1, or are all 0 but the backbone's where nothing helps.
+        Weight per signal; they sum to 1.
 
     Raises:
         DataError: If there is no list to learn from.
 
-    Source: conditional logit, McFadden 1974.
+    Source: conditional logit, McFadden 1974; one-standard-error rule, Breiman et al. 1984.
     """
     if not lists:
         raise DataError("no validation list holds its target, so fusion weights cannot be learned; use preset 'paper'")
     names = list(lists[0])
     features = [np.stack([one[name] for name in names], axis=1) for one in lists]  # (items, signals) each
-
-    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        value, gradient = 0.0, np.zeros_like(weights)
-        for matrix, target in zip(features, targets, strict=True):
-            logits = matrix @ weights
-            probabilities = np.exp(logits - np.logaddexp.reduce(logits))
-            value -= np.log(probabilities[target])
-            gradient += probabilities @ matrix - matrix[target]
-        count = len(features)
-        return float(value / count + l2 * weights @ weights), gradient / count + 2 * l2 * weights
-
-    start = np.full(len(names), 0.1)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(names))
-    total = found.x.sum()
-    if total < 1e-6:
+    alone = [matrix[:, [names.index("backbone")]] for matrix in features]
+    gains = _left_out(features, targets, l2) - _left_out(alone, targets, l2)
+    found = fit_choice(features, targets, l2=l2, lowest=0.0)
+    if len(lists) < 2 or gains.mean() <= gains.std(ddof=1) / np.sqrt(len(gains)) or found.sum() < 1e-6:
         return {name: float(name == "backbone") for name in names}
-    return {name: float(weight / total) for name, weight in zip(names, found.x, strict=True)}
+    return {name: float(weight / found.sum()) for name, weight in zip(names, found, strict=True)}
+
+
+def _left_out(features: Sequence[NDArray[np.float64]], targets: Sequence[int], l2: float) -> NDArray[np.float64]:
+    """``(lists,)`` log-likelihood of each target under weights fitted without its part of the lists."""
+    found = np.empty(len(features))
+    for part in range(PARTS):
+        inside = [index for index in range(len(features)) if index % PARTS != part]
+        weights = np.zeros(features[0].shape[1])
+        if inside:
+            weights = fit_choice([features[i] for i in inside], [targets[i] for i in inside], l2=l2, lowest=0.0)
+        for index in range(part, len(features), PARTS):
+            logits = features[index] @ weights
+            found[index] = logits[targets[index]] - np.logaddexp.reduce(logits)
+    return found

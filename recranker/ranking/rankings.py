@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recranker.backbones.choice import standardised
 from recranker.errors import DataError
 from recranker.randomness import key_of
-from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights, standardised
+from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights
 from recranker.ranking.utilities import paper_utilities, task_scores
 from recranker.schema import RANKINGS
 from recranker.tasks.protocol import Answer, RatingScale

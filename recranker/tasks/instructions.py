@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from recranker.randomness import generator
@@ -73,15 +74,17 @@ class PromptBuilder:
         return _row(one["list_id"], one, self._prefix(history, one["before"]), questions)
 
     def _candidates(self, one: dict[str, Any]) -> list[Candidate] | None:
-        titles = [self.titles.get(item_id) for item_id in one["candidate_ids"]]
+        titles = [self.titles.get(item_id) or "" for item_id in one["candidate_ids"]]
         if not all(titles):
             return None
-        found = enumerate(zip(one["candidate_ids"], titles, one["predicted_ratings"], strict=True), start=1)
-        has_ratings = one["target_rating"] is not None
-        return [
-            Candidate(item_id, title or "", position, rating if has_ratings else None)
-            for position, (item_id, title, rating) in found
-        ]
+        logits = np.asarray(one["reranker_scores"], dtype=np.float64)
+        quoted = logits if self.settings.hints == "reranker" else -np.arange(len(titles))
+        places = np.empty(len(titles), dtype=np.int64)
+        places[np.argsort(-quoted, kind="stable")] = np.arange(1, len(titles) + 1)
+        odds = np.exp(logits - logits.max())
+        guesses = one["predicted_ratings"] if one["target_rating"] is not None else [None] * len(titles)
+        columns = (one["candidate_ids"], titles, places.tolist(), guesses, (odds / odds.sum()).tolist())
+        return [Candidate(*values) for values in zip(*columns, strict=True)]
 
     def _prefix(self, history: Sequence[dict[str, Any]], before: int) -> str:
         known = [event for event in reversed(history) if event["sequence"] < before and event["item_id"] in self.titles]
@@ -100,7 +103,12 @@ def to_prompts(table: pa.Table) -> list[Prompt]:
 
 def _question(values: dict[str, Any]) -> Question:
     return Question(
-        values["task"], values["text"], tuple(values["labels"]), tuple(values["item_ids"]), values["answer"]
+        values["task"],
+        values["text"],
+        tuple(values["labels"]),
+        tuple(values["item_ids"]),
+        values["answer"],
+        tuple(values["soft_labels"]) if values["soft_labels"] is not None else None,
     )
 
 

@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from recranker.errors import SettingsError
 from recranker.randomness import generator
 from recranker.tasks.protocol import Answer, Candidate, Question
+from recranker.tasks.settings import Hint
 
 MAX_CANDIDATES = len(ascii_uppercase)
 POSITION_WEIGHT = 0.025
 
 
-def question(shown: Sequence[Candidate], *, hint: bool, answer_id: str | None = None) -> Question:
-    """The question about a whole list, in the order shown; ``hint`` gives the retriever's order as letters.
+def question(shown: Sequence[Candidate], *, hint: Hint, answer_id: str | None = None) -> Question:
+    """The question about a whole list, in the order shown; the hint is the order of places, as letters.
+
+    With a training answer the teacher's probabilities come along, where there is a teacher.
 
     Raises:
         SettingsError: If there are more candidates than letters.
@@ -25,13 +28,15 @@ def question(shown: Sequence[Candidate], *, hint: bool, answer_id: str | None = 
     letters = ascii_uppercase[: len(shown)]
     lines = [f"{letter}. {candidate.title}" for letter, candidate in zip(letters, shown, strict=True)]
     signal = ""
-    if hint:
-        by_position = sorted(zip(letters, shown, strict=True), key=lambda pair: pair[1].position)
-        signal = f"\n[order: {' '.join(letter for letter, _ in by_position)}]"
+    if hint != "none":
+        by_place = sorted(zip(letters, shown, strict=True), key=lambda pair: pair[1].place)
+        signal = f"\n[order: {' '.join(letter for letter, _ in by_place)}]"
     text = "\n\nBest of\n" + "\n".join(lines) + signal
     item_ids = tuple(candidate.item_id for candidate in shown)
     answer = letters[item_ids.index(answer_id)] if answer_id is not None else None
-    return Question("listwise", text, tuple(letters), item_ids, answer)
+    known = [candidate.probability for candidate in shown if candidate.probability is not None]
+    soft = tuple(known) if answer_id is not None and len(known) == len(shown) else None
+    return Question("listwise", text, tuple(letters), item_ids, answer, soft)
 
 
 def shuffled(candidates: Sequence[Candidate], *key: str | int) -> list[Candidate]:

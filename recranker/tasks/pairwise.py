@@ -7,18 +7,24 @@ from numpy.typing import NDArray
 
 from recranker.randomness import generator
 from recranker.tasks.protocol import Answer, Candidate, Question
+from recranker.tasks.settings import Hint
 
 LABELS = ("No", "Yes")
 WIN, DRAW = 0.5, 0.25
 
 
-def question(first: Candidate, second: Candidate, *, hint: bool, answer: str | None = None) -> Question:
-    """The question about one ordered pair; ``hint`` says which of the two the retriever scores higher."""
-    signal = ""
-    if hint:
-        signal = f" [{'first' if first.position < second.position else 'second'}]"
+def question(first: Candidate, second: Candidate, *, hint: Hint, answer: str | None = None) -> Question:
+    """The question about one ordered pair; the hint says which of the two is placed higher.
+
+    With a training answer the teacher's probabilities come along, where there is a teacher.
+    """
+    signal = "" if hint == "none" else f" [{'first' if first.place < second.place else 'second'}]"
     text = f"\n\nPrefer {first.title} to {second.title}?{signal}"
-    return Question("pairwise", text, LABELS, (first.item_id, second.item_id), answer)
+    soft = None
+    if answer is not None and first.probability is not None and second.probability is not None:
+        wins = first.probability / (first.probability + second.probability)
+        soft = (1.0 - wins, wins)
+    return Question("pairwise", text, LABELS, (first.item_id, second.item_id), answer, soft)
 
 
 def schedule(num_items: int, *key: str | int) -> list[tuple[int, int]]:

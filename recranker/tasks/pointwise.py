@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recranker.tasks.protocol import Answer, Candidate, Question, RatingScale
+from recranker.tasks.settings import Hint
 
 LIKE_LABELS = ("No", "Yes")
 POSITION_PENALTY = 0.05
@@ -17,18 +18,34 @@ def question(
     *,
     kind: Literal["like", "rating"],
     scale: RatingScale,
-    hint: bool,
+    hint: Hint,
     answer: str | None = None,
+    soft_labels: tuple[float, ...] | None = None,
 ) -> Question:
-    """The question about one candidate; ``hint`` mentions its predicted rating, where there is one."""
+    """The question about one candidate; the hint is its place, or the predicted rating where hints are the paper's."""
     signal = ""
-    if hint and candidate.predicted_rating is not None:
+    if hint == "backbone" and candidate.predicted_rating is not None:
         signal = f" [predicted rating {candidate.predicted_rating:.1f}]"
+    elif hint != "none":
+        signal = f" [place {candidate.place}]"
     if kind == "like":
         text = f"\n\nLike {candidate.title}?{signal}"
-        return Question("pointwise", text, LIKE_LABELS, (candidate.item_id,), answer)
+        return Question("pointwise", text, LIKE_LABELS, (candidate.item_id,), answer, soft_labels)
     text = f"\n\nRate {candidate.title} from {scale.labels[0]} to {scale.labels[-1]}.{signal}"
     return Question("pointwise", text, scale.labels, (candidate.item_id,), answer)
+
+
+def soft_like(candidate: Candidate, num_candidates: int, negatives: int) -> tuple[float, float] | None:
+    """The teacher's probabilities of No and Yes for an item drawn as training draws it; None without a teacher.
+
+    Training asks about the target and ``negatives`` of the other items: an item with probability p of being the
+    target is asked about as the target in p, as another in (1 - p) * negatives / (candidates - 1) of the cases.
+    """
+    if candidate.probability is None:
+        return None
+    target = candidate.probability
+    other = (1.0 - target) * negatives / (num_candidates - 1)
+    return (other / (target + other), target / (target + other))
 
 
 def rating_label(rating: float, scale: RatingScale) -> str:

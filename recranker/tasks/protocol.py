@@ -23,6 +23,8 @@ class Question:
     """The items asked about, in the order shown."""
     answer: str | None = None
     """The right label, known in training only."""
+    soft_labels: tuple[float, ...] | None = None
+    """A teacher's probability of each label, known in training only."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class Candidate:
 
     item_id: str
     title: str
-    position: int
-    """Place in the retriever's order, from 1."""
+    place: int
+    """Place from 1 in the order that hints quote: the re-ranker's or the retriever's."""
     predicted_rating: float | None = None
     """The rating predictor's guess on the data's scale; None where there are no ratings."""
+    probability: float | None = None
+    """A teacher's probability that this is the one the user likes next; sums to 1 over the list; training only."""
 
 
 @dataclass(frozen=True)

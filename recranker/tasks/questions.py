@@ -84,6 +84,10 @@ def _pointwise(
             return []
         label = pointwise.rating_label(target_rating, scale)
         return [pointwise.question(target, kind="rating", scale=scale, hint=hint, answer=label)]
-    asked = [pointwise.question(target, kind="like", scale=scale, hint=hint, answer="Yes")]
     negatives = hard[: settings.pointwise_negatives]
-    return asked + [pointwise.question(one, kind="like", scale=scale, hint=hint, answer="No") for one in negatives]
+    asked = [(target, "Yes"), *((other, "No") for other in negatives)]
+    soft = [pointwise.soft_like(one, 1 + len(hard), len(negatives)) for one, _ in asked]
+    return [
+        pointwise.question(one, kind="like", scale=scale, hint=hint, answer=answer, soft_labels=probabilities)
+        for (one, answer), probabilities in zip(asked, soft, strict=True)
+    ]

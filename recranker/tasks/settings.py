@@ -7,6 +7,7 @@ from pydantic import Field
 from recranker.settings import Settings
 
 TaskName = Literal["pointwise", "pairwise", "listwise"]
+Hint = Literal["reranker", "backbone", "none"]
 
 
 class InstructSettings(Settings):
@@ -16,8 +17,8 @@ class InstructSettings(Settings):
     """Liked titles in the history, the most recent ones (RecRanker: 50)."""
     max_disliked: int = Field(default=10, ge=0)
     """Disliked titles in the history, the most recent ones (RecRanker: 10)."""
-    hints: bool = True
-    """Whether questions carry the conventional models' signals."""
+    hints: Hint = "reranker"
+    """Signal in a question: the re-ranker's order, the retriever's with predicted ratings (as the paper), or none."""
     pointwise_answer: Literal["like", "rating"] = "like"
     """'like' asks Yes or No; 'rating' asks for a rating on the data's scale, as the paper does."""
     pointwise_negatives: int = Field(default=1, ge=0)

@@ -85,6 +85,7 @@ def _list(target: Row, offered: list[str]) -> Row:
         "backbone_scores": [float(count - index) for index in range(count)],
         "predicted_ratings": [3.5] * count,
         "popularity": [1.0] * count,
+        "reranker_scores": [0.0] * count,
     }
 
 

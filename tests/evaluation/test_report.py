@@ -69,7 +69,7 @@ def test_baselines_worked_by_hand_over_all_test_users() -> None:
     assert [rows["oracle"][name] for name in ("hr_at_3", "ndcg_at_5")] == [0.75, 0.75]
     assert rows["random"]["hr_at_3"] == pytest.approx(0.75 * 3 / 6)
     assert rows["random"]["ndcg_at_3"] == pytest.approx(0.75 * (1 + SECOND + THIRD) / 6)
-    assert list(rows) == ["backbone", "random", "oracle", "popularity"]
+    assert list(rows) == ["backbone", "random", "oracle", "popularity", "conventional"]
 
 
 def test_popularity_reorders_and_keeps_the_retrievers_order_among_equals() -> None:
@@ -97,7 +97,7 @@ def test_interval_covers_the_difference_and_is_empty_for_the_backbones_own_order
 def test_rows_stand_in_reading_order_and_survive_sorting() -> None:
     names = ("zebra", "hybrid", "pointwise", "untuned_hybrid", "ant", "hybrid_paper")
     rows = list(built(*(same_for_all(name, "abcdef") for name in names)))
-    assert rows[4:] == ["untuned_hybrid", "pointwise", "hybrid_paper", "hybrid", "ant", "zebra"]
+    assert rows[5:] == ["untuned_hybrid", "pointwise", "hybrid_paper", "hybrid", "ant", "zebra"]
     made = build_results(events(), lists(), same_for_all("hybrid", "abcdef"), samples=100, seed=0)
     assert ordered(made.sort_by("row"))["row"].to_pylist() == made["row"].to_pylist()
 
@@ -185,8 +185,8 @@ def test_a_test_user_without_list_is_a_miss_and_said(caplog: pytest.LogCaptureFi
 def test_without_any_hit_all_is_zero() -> None:
     missed = candidates(*[candidate_list(user, "test", target, ["p", "q"]) for user, target in TARGETS.items()])
     made = build_results(events(), missed, NONE, samples=100, seed=0)
-    assert [row["ndcg_at_3"] for row in made.to_pylist()] == [0, 0, 0, 0]
-    assert [row["hr_at_3"] for row in among_hits(made).to_pylist()] == [0, 0, 0, 0]
+    assert [row["ndcg_at_3"] for row in made.to_pylist()] == [0] * 5
+    assert [row["hr_at_3"] for row in among_hits(made).to_pylist()] == [0] * 5
     assert "+0.0000 [0.0000, 0.0000]" in printed(made)
 
 
@@ -203,7 +203,14 @@ def test_json_holds_the_rows_and_nothing_else() -> None:
     made = build_results(events(), lists(), same_for_all("hybrid", "abcdef"), samples=100, seed=0)
     out = results_json(made.sort_by("row"))
     assert list(out) == ["rows"]
-    assert [row["row"] for row in out["rows"]] == ["backbone", "random", "oracle", "popularity", "hybrid"]
+    assert [row["row"] for row in out["rows"]] == [
+        "backbone",
+        "random",
+        "oracle",
+        "popularity",
+        "conventional",
+        "hybrid",
+    ]
     names = ["row", "hr_at_3", "ndcg_at_3", "hr_at_5", "ndcg_at_5", "difference_low", "difference_high"]
     assert list(out["rows"][0]) == [*names, "users", "users_with_hit"]
     assert out["rows"][0]["hr_at_3"] == 0.5
@@ -227,7 +234,7 @@ def test_table_for_people_holds_every_row_and_both_denominators() -> None:
     made = build_results(events(), lists(), same_for_all("hybrid", "bacdef"), samples=100, seed=0)
     text = printed(made)
     assert "4 users, 3 with their target among the candidates" in text
-    assert all(name in text for name in ("backbone", "random", "oracle", "popularity", "hybrid"))
+    assert all(name in text for name in ("backbone", "random", "oracle", "popularity", "conventional", "hybrid"))
     assert f"{(SECOND + 1) / 4:.4f}" in text
 
 

@@ -59,7 +59,7 @@ def test_the_table_is_printed_written_and_published(
 ) -> None:
     assert main(evaluate.STAGE, [config, "--json", str(tmp_path / "results.json")]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["row"] for row in rows] == ["backbone", "random", "oracle", "popularity", "hybrid"]
+    assert [row["row"] for row in rows] == ["backbone", "random", "oracle", "popularity", "conventional", "hybrid"]
     assert [rows[-1][name] for name in ("ndcg_at_3", "users", "users_with_hit")] == [0.5, 2, 1]
     printed = capsys.readouterr().out
     assert "2 users, 1 with their target among the candidates" in printed

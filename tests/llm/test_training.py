@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recranker.errors import DataError, ModelError
-from recranker.llm.encoding import encode
+from recranker.llm.encoding import Branch, Tree, encode
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import label_logits, pack
 from recranker.llm.settings import LLMSettings, TuneSettings
@@ -110,8 +110,21 @@ def test_loss_sees_exactly_the_answer_token(model_path: Path) -> None:
         assert branch.answer is not None
         expected.append(-log_probabilities[branch.answer].item())
     packed = pack([tree])
-    losses = answer_losses(label_logits(lm.model, packed), packed.answers)
+    losses = answer_losses(label_logits(lm.model, packed), packed, 0.0)
     assert losses.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_teachers_probabilities_add_their_divergence_by_hand() -> None:
+    logits = [torch.log(torch.tensor([0.2, 0.8])), torch.log(torch.tensor([0.5, 0.3, 0.2]))]
+    branches = [
+        Branch([1], [1, 2], 1, "pointwise", (0.5, 0.5)),
+        Branch([1], [1, 2, 3], 0, "listwise"),
+    ]
+    packed = pack([Tree("t", [1], branches)])
+    divergence = 0.5 * np.log(0.5 / 0.2) + 0.5 * np.log(0.5 / 0.8)
+    expected = [-np.log(0.8) + 2.0 * divergence, -np.log(0.5)]
+    np.testing.assert_allclose(answer_losses(logits, packed, 2.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(answer_losses(logits, packed, 0.0), -np.log([0.8, 0.5]), rtol=1e-5)
 
 
 def test_loss_falls_on_a_rule_that_can_be_learned(model_path: Path) -> None:
@@ -130,7 +143,7 @@ def test_reported_loss_is_the_mean_over_questions(model_path: Path) -> None:
     prompts = toy_prompts(4)
     packed = pack([encode(prompt, lm, 2048) for prompt in prompts])
     with torch.no_grad():
-        losses = answer_losses(label_logits(lm.model, packed), packed.answers)
+        losses = answer_losses(label_logits(lm.model, packed), packed, 0.0)
     report = next(train(PlainEngine(lm, settings), lm, prompts, settings, LLM, 0))
     assert report.loss == pytest.approx(losses.mean().item(), abs=1e-5)
     listwise = [loss for loss, task in zip(losses.tolist(), packed.tasks, strict=True) if task == "listwise"]

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from recranker.backbones.choice import standardised
 from recranker.errors import DataError
-from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights, standardised
+from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights
 
 
 def test_the_papers_hybrid_by_hand() -> None:
@@ -77,6 +78,11 @@ def test_learned_weights_find_the_signal_that_helps() -> None:
 def test_a_signal_that_misleads_gets_no_weight() -> None:
     weights = learn_weights(*planted(-1.0))
     assert weights["listwise"] == 0.0
+
+
+def test_signals_without_evidence_leave_the_retrievers_order() -> None:
+    lists, targets = planted(0.0, count=60)
+    assert learn_weights(lists, targets) == {"listwise": 0.0, "backbone": 1.0}
 
 
 def test_the_gradient_leads_to_the_minimum_of_the_loss() -> None:

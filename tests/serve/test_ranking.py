@@ -136,7 +136,7 @@ def test_without_an_answer_that_counts_the_backbones_order_stands(kept: tuple[An
 def test_backbone_scores_decide_the_retrievers_order() -> None:
     sent = [{"id": "low", "title": "A", "backbone_score": -1.0}, {"id": "high", "title": "B", "backbone_score": 2.0}]
     asked = ask(RankRequest(candidates=sent), served(), LIMITS)
-    assert [(one.item_id, one.position) for one in asked.candidates] == [("high", 1), ("low", 2)]
+    assert [(one.item_id, one.place) for one in asked.candidates] == [("high", 1), ("low", 2)]
     assert asked.backbone_scores.tolist() == [2.0, -1.0]
 
 

@@ -1,4 +1,6 @@
+import numpy as np
 import pyarrow as pa
+import pytest
 
 from recranker.tasks.instructions import PromptBuilder, to_prompts
 from recranker.tasks.prefix import build_prefix
@@ -19,6 +21,7 @@ HISTORY = interactions(
     ("u", "i7", 7, "like", "validation"),
     ("u", "i8", 8, "like", "test"),
 )
+LISTS = ("labels", "item_ids", "soft_labels")
 TRAIN = candidate_list("u", "train", "i6", ["i6", "i10", "i11", "i12"], before=6)
 TEST = candidate_list("u", "test", "i8", ["i13", "i8", "i14"], before=8)
 
@@ -63,10 +66,28 @@ def test_prompts_come_back_from_their_table() -> None:
     rows = built(TRAIN, drawn=("u",))
     prompt = to_prompts(rows)[0]
     assert prompt.prompt_id == "train/0"
-    assert [vars(one) | {"labels": list(one.labels), "item_ids": list(one.item_ids)} for one in prompt.questions] == (
-        rows["questions"][0].as_py()
-    )
+    plain = [{**vars(one), **{name: list(getattr(one, name)) for name in LISTS}} for one in prompt.questions]
+    assert plain == rows["questions"][0].as_py()
 
 
 def test_a_user_without_history_still_gets_a_prefix() -> None:
     assert build_prefix([], []).endswith("Liked: nothing known yet")
+
+
+def test_hints_quote_the_order_that_the_settings_name() -> None:
+    turned = {**TEST, "reranker_scores": [0.0, 1.0, 2.0]}  # the re-ranker turns the retriever's order round
+    orders = {}
+    for hints in ("reranker", "backbone"):
+        builder = PromptBuilder(TITLES, InstructSettings(hints=hints), RatingScale(1, 5), 0)
+        questions = builder.prompts(HISTORY, candidates(turned), draws())["questions"][0].as_py()
+        shown = next(one for one in questions if one["task"] == "listwise")
+        letters = shown["text"].split("[order: ")[1].rstrip("]").split()
+        orders[hints] = [shown["item_ids"][shown["labels"].index(letter)] for letter in letters]
+    assert orders == {"reranker": ["i14", "i8", "i13"], "backbone": ["i13", "i8", "i14"]}
+
+
+def test_the_teachers_probabilities_are_a_softmax_of_the_rerankers_scores() -> None:
+    row = built({**TRAIN, "reranker_scores": [np.log(4.0), np.log(3.0), np.log(2.0), 0.0]}, drawn=("u",))
+    listwise = row["questions"][0].as_py()[-1]
+    by_item = dict(zip(listwise["item_ids"], listwise["soft_labels"], strict=True))
+    assert by_item == pytest.approx({"i6": 0.4, "i10": 0.3, "i11": 0.2, "i12": 0.1})

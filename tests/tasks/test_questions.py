@@ -67,26 +67,53 @@ def test_the_rating_question_takes_its_scale_from_the_data() -> None:
 
 
 def test_without_ratings_a_rating_is_not_asked_and_no_rating_is_mentioned() -> None:
-    bare = [Candidate(one.item_id, one.title, one.position) for one in TEN]
+    bare = [Candidate(one.item_id, one.title, one.place) for one in TEN]
     settings = InstructSettings(pointwise_answer="rating")
     asked = training_questions(bare, "i4", None, settings, SCALE, 0)
     assert {one.task for one in asked} == {"pairwise", "listwise"}
-    assert "predicted" not in pointwise.question(bare[0], kind="like", scale=SCALE, hint=True).text
+    assert "predicted" not in pointwise.question(bare[0], kind="like", scale=SCALE, hint="backbone").text
 
 
 def test_hints_say_what_the_retriever_thinks_and_can_be_left_out() -> None:
-    assert "[second]" in pairwise.question(TEN[5], TEN[2], hint=True).text
-    assert "[order: B C A]" in listwise.question([TEN[9], TEN[0], TEN[4]], hint=True).text
-    assert "[predicted rating 3.6]" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint=True).text
-    for one in ranking_questions(TEN, InstructSettings(hints=False), SCALE, 0):
+    assert "[second]" in pairwise.question(TEN[5], TEN[2], hint="backbone").text
+    assert "[order: B C A]" in listwise.question([TEN[9], TEN[0], TEN[4]], hint="backbone").text
+    assert "[predicted rating 3.6]" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint="backbone").text
+    for one in ranking_questions(TEN, InstructSettings(hints="none"), SCALE, 0):
         assert "[" not in one.text
 
 
 def test_more_candidates_than_letters_are_refused() -> None:
     with pytest.raises(SettingsError, match="at most 26 candidates, got 27"):
-        listwise.question([TEN[0]] * 27, hint=False)
+        listwise.question([TEN[0]] * 27, hint="none")
 
 
 @pytest.mark.parametrize(("rating", "label"), [(0.5, "1"), (3.4, "3"), (3.5, "4"), (5.0, "5"), (9.0, "5")])
 def test_ratings_become_the_nearest_label(rating: float, label: str) -> None:
     assert pointwise.rating_label(rating, SCALE) == label
+
+
+def taught(*probabilities: float) -> list[Candidate]:
+    return [Candidate(f"i{n}", f"Film {n}", n + 1, None, one) for n, one in enumerate(probabilities)]
+
+
+def test_the_teacher_speaks_in_training_only() -> None:
+    candidates = taught(0.5, 0.3, 0.2)
+    assert all(one.soft_labels is None for one in ranking_questions(candidates, InstructSettings(), SCALE, 0))
+    asked = training_questions(candidates, "i1", 5.0, InstructSettings(), SCALE, 0)
+    assert all(sum(one.soft_labels or ()) == pytest.approx(1.0) for one in asked)
+
+
+def test_soft_labels_by_hand() -> None:
+    first, second, third = taught(0.5, 0.3, 0.2)
+    pair = pairwise.question(second, first, hint="reranker", answer="Yes")
+    assert pair.soft_labels == pytest.approx((0.5 / 0.8, 0.3 / 0.8))  # No, Yes
+    assert pair.text.endswith("[second]")
+    shown = listwise.question([third, first, second], hint="reranker", answer_id="i1")
+    assert shown.soft_labels == pytest.approx((0.2, 0.5, 0.3))
+    # Asked about one target and one of two others: target in 0.3 of the cases, other in 0.7 / 2.
+    assert pointwise.soft_like(second, 3, 1) == pytest.approx((0.35 / 0.65, 0.3 / 0.65))
+    assert pointwise.soft_like(TEN[0], 10, 1) is None
+
+
+def test_the_rerankers_place_is_the_pointwise_hint() -> None:
+    assert pointwise.question(TEN[4], kind="like", scale=SCALE, hint="reranker").text.endswith("[place 5]")
