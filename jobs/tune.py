@@ -12,7 +12,8 @@ from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main, model_folder
 from recranker.distributed.training import tune_adapters
 from recranker.llm.model import resolve_model
-from recranker.llm.training import StepReport, plan_adapters
+from recranker.llm.reports import StepReport
+from recranker.llm.training import plan_adapters
 from recranker.schema import PROMPTS, TRAINING_LOG
 from recranker.tasks.instructions import to_prompts
 

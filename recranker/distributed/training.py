@@ -23,13 +23,15 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
 from recranker.distributed.background import BackgroundFit
+from recranker.distributed.channel import Channel
 from recranker.errors import ModelError, OutputError, RecrankerError, SettingsError
 from recranker.llm.adapter import golden_of, golden_prompts, record_of, reload_and_check, save_adapter
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import check_packing
+from recranker.llm.reports import StepReport
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
-from recranker.llm.training import AdapterPlan, StepReport, make_trainable, train
+from recranker.llm.training import AdapterPlan, make_trainable, train
 from recranker.randomness import key_of
 from recranker.schema import TRAINING_LOG
 from recranker.settings import Settings
@@ -59,43 +61,6 @@ class TuneJob(Settings):
     """How it is trained."""
     seed: int
     """Of the run."""
-
-
-class Channel:
-    """What workers say while they train; runs as an actor."""
-
-    def __init__(self) -> None:
-        self._reports: list[StepReport] = []
-        self._error: RecrankerError | None = None
-        self._failed: set[int] = set()
-        self._stopped = False
-
-    def report(self, report: StepReport) -> bool:
-        """Take a step's report; whether training shall go on."""
-        self._reports.append(report)
-        return not self._stopped
-
-    def fail(self, rank: int, error: RecrankerError) -> None:
-        """Keep the first error of a kind that a restart would not mend."""
-        self._error = self._error or error
-        self._failed.add(rank)
-
-    def num_failed(self) -> int:
-        """Workers that met such an error."""
-        return len(self._failed)
-
-    def stop(self) -> None:
-        """Ask the workers to end: nobody waits for them any more."""
-        self._stopped = True
-
-    def error(self) -> RecrankerError | None:
-        """The first error, if any."""
-        return self._error
-
-    def take(self) -> list[StepReport]:
-        """Reports since the last call."""
-        taken, self._reports = self._reports, []
-        return taken
 
 
 class DeepSpeedEngine:

@@ -133,6 +133,7 @@ def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> 
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
+        layers_to_transform=_last_layers(lm, settings.last_layers),
         task_type="CAUSAL_LM",
     )
     try:
@@ -141,6 +142,15 @@ def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> 
             lm.model = get_peft_model(lm.model, config)
     except ValueError as error:
         raise ModelError(f"tune.lora.targets do not fit this model: {_line(error)}") from None
+
+
+def _last_layers(lm: LanguageModel, count: int | None) -> list[int] | None:
+    if count is None:
+        return None
+    total = lm.model.config.num_hidden_layers
+    if count > total:
+        raise ModelError(f"tune.lora.last_layers={count}, but this model has {total} layers")
+    return list(range(total - count, total))
 
 
 def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> None:

@@ -36,6 +36,8 @@ class LoraSettings(Settings):
     """Scale of the update is alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the update's inputs dropped in training."""
+    last_layers: int | None = Field(default=None, ge=1)
+    """Only so many layers nearest to the output are adapted: less memory and time, as nothing flows back below."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear layers adapted."""
 

@@ -24,6 +24,7 @@ from recranker.errors import DataError, ModelError
 from recranker.llm.encoding import encode_all
 from recranker.llm.model import LanguageModel, add_adapter
 from recranker.llm.packing import Packed, label_logits, pack
+from recranker.llm.reports import StepReport
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.llm.tuned import JOINT
 from recranker.randomness import key_of, keys_of, uniforms
@@ -45,21 +46,6 @@ class AdapterPlan:
     """Optimizer steps."""
     repeated: int
     """Prompts seen once more than ``epochs`` says, to fill the last step."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step."""
-
-    step: int
-    """1 = first."""
-    loss: float
-    """Mean over the step's questions, nats."""
-    learning_rate: float
-    tokens: int
-    """Tokens computed since the start, all workers."""
-    task_losses: dict[TaskName, float]
-    """Mean over the step's questions of each task, nats."""
 
 
 class Engine(Protocol):

@@ -197,3 +197,13 @@ def test_a_second_adapter_and_unknown_targets_are_refused(lm: LanguageModel) -> 
     add_adapter(lm, LoraSettings())
     with pytest.raises(ModelError, match="has an adapter already"):
         add_adapter(lm, LoraSettings())
+
+
+def test_only_the_last_layers_are_adapted_where_settings_say_so(tiny_path: Path) -> None:
+    lm = load_model(tiny_path, LLMSettings(model="tiny", device="cpu"))
+    add_adapter(lm, LoraSettings(last_layers=1))
+    adapted = {name.split("layers.")[1][0] for name, weight in lm.model.named_parameters() if weight.requires_grad}
+    assert adapted == {"1"}
+    deep = load_model(tiny_path, LLMSettings(model="tiny", device="cpu"))
+    with pytest.raises(ModelError, match=r"tune\.lora\.last_layers=3, but this model has 2 layers"):
+        add_adapter(deep, LoraSettings(last_layers=3))
