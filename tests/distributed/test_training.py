@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM
 from recranker.distributed.training import TuneJob, check_in_fresh_process, deepspeed_config, tune_adapters
 from recranker.errors import ModelError, SettingsError
 from recranker.llm.model import load_adapter, load_model
+from recranker.llm.reports import StepReport
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
-from recranker.llm.training import StepReport, make_trainable, plan_adapters, train
+from recranker.llm.training import make_trainable, plan_adapters, train
 from tests.llm.plain_engine import PlainEngine
 from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
@@ -27,7 +28,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def tuned(model: Path, folder: Path, **changes: object) -> tuple[pa.Table, list[StepReport]]:
+def tuned(model: Path, folder: Path, *, llm: LLMSettings = LLM, **changes: object) -> tuple[pa.Table, list[StepReport]]:
     """Log and reports of a training on eight toy prompts."""
     tune = TUNE.model_copy(update=changes)
     heard: list[StepReport] = []
@@ -36,7 +37,7 @@ def tuned(model: Path, folder: Path, **changes: object) -> tuple[pa.Table, list[
         model=model,
         folder=folder,
         work=folder / "work",
-        llm=LLM,
+        llm=llm,
         tune=tune,
         seed=0,
         on_step=lambda name, report: heard.append(report),
@@ -175,3 +176,11 @@ def test_deepspeed_settings_follow_ours() -> None:
     assert config["train_batch_size"] == 2 * 2 * 4
     assert config["gradient_clipping"] == 0.5
     assert config["zero_optimization"] == {"stage": 3}
+
+
+@pytest.mark.gpu
+@pytest.mark.ray
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tuning_on_a_gpu_learns_the_rule_in_bfloat16(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
+    _, heard = tuned(model_path, tmp_path, llm=LLMSettings(model="tiny", device="cuda"))
+    assert heard[-1].loss < 0.5 * heard[0].loss
