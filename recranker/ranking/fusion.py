@@ -46,8 +46,8 @@ def learn_weights(
 ) -> dict[str, float]:
     """Non-negative weights of z-scored signals that make the targets likely under a softmax per list.
 
-    The weights must earn their place: where, on lists left out of their fit, they are not better than the
-    retriever's scores alone by more than one standard error, the retriever keeps all the weight.
+    The weights must earn their place: where, on lists left out of their fit, the targets are not likelier under
+    them than under the retriever's scores alone, the retriever keeps all the weight.
 
     Args:
         lists: Per list, ``(items,)`` z-scores of the same signals, 'backbone' among them.
@@ -60,7 +60,7 @@ def learn_weights(
     Raises:
         DataError: If there is no list to learn from.
 
-    Source: conditional logit, McFadden 1974; one-standard-error rule, Breiman et al. 1984.
+    Source: conditional logit, McFadden 1974; the choice by cross-validated likelihood, Stone 1974.
     """
     if not lists:
         raise DataError("no validation list holds its target, so fusion weights cannot be learned; use preset 'paper'")
@@ -69,7 +69,7 @@ def learn_weights(
     alone = [matrix[:, [names.index("backbone")]] for matrix in features]
     gains = _left_out(features, targets, l2) - _left_out(alone, targets, l2)
     found = fit_choice(features, targets, l2=l2, lowest=0.0)
-    if len(lists) < 2 or gains.mean() <= gains.std(ddof=1) / np.sqrt(len(gains)) or found.sum() < 1e-6:
+    if gains.mean() <= 0.0 or found.sum() < 1e-6:
         return {name: float(name == "backbone") for name in names}
     return {name: float(weight / found.sum()) for name, weight in zip(names, found, strict=True)}
 
