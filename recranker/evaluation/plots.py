@@ -9,9 +9,9 @@ from recranker.evaluation.report import BASELINES, difference_text, ordered
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; groups differ in marker too
 GROUPS = {
-    "baseline": ("#000000", "s", "no model"),
-    "untuned": ("#E69F00", "^", "untuned model"),
-    "tuned": ("#0072B2", "o", "tuned model"),
+    "baseline": ("#000000", "s", "no LLM"),
+    "untuned": ("#E69F00", "^", "untuned LLM"),
+    "tuned": ("#0072B2", "o", "tuned LLM"),
 }
 
 
