@@ -4,7 +4,6 @@ After every fit the first worker saves what is finished; a restarted run goes on
 """
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from recranker.backbones.fits import FitJob, Fits, check_fits, load_fits, run_fits, save_fits
 from recranker.distributed.background import BackgroundFit
-from recranker.errors import SettingsError
+from recranker.distributed.cluster import check_workers
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) 
         ModelError: If a fit has diverged.
     """
     job.check()
-    use_gpu = check_cluster(job.settings.workers)
+    use_gpu = check_workers("backbone.workers", job.settings.workers)
     counter = ray.remote(EpochCounter).options(num_cpus=0).remote()
     run = BackgroundFit(_trainer(ray.put(job), counter, work, workers=job.settings.workers, use_gpu=use_gpu))
     told, running = 0, True
@@ -89,21 +88,6 @@ def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) 
         shutil.rmtree(work, ignore_errors=True)
     check_fits(fits)
     return fits
-
-
-def check_cluster(workers: int) -> bool:
-    """Whether each worker can have a GPU.
-
-    Raises:
-        SettingsError: If a cluster that cannot grow has too few CPUs for the workers.
-    """
-    there = ray.cluster_resources()
-    if there.get("CPU", 0) < workers:
-        found = f"backbone.workers={workers} need a CPU each, the cluster has {there.get('CPU', 0):g}"
-        if not os.environ.get("RAY_ADDRESS"):
-            raise SettingsError(f"{found}; lower backbone.workers, or raise ray.cpus where there are more cores")
-        logger.warning("%s; waiting for it to grow", found)
-    return bool(there.get("GPU", 0) >= workers)
 
 
 def _trainer(job: Any, counter: Any, work: Path, *, workers: int, use_gpu: bool) -> TorchTrainer:

@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from recranker.errors import SettingsError
+
 logger = logging.getLogger(__name__)
 
 _MEGABYTE = 1024 * 1024
@@ -36,6 +38,28 @@ def connect(cpus: int | None = None, object_store_mb: int = 512) -> None:
     _quiet_ray_data()
     resources = ray.cluster_resources()
     logger.info("on a Ray cluster with %g CPUs and %g GPUs", resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def check_workers(setting: str, workers: int, *, device: str = "auto") -> bool:
+    """Whether the workers get a GPU each; otherwise a CPU.
+
+    Args:
+        setting: Name of the setting that asks for ``workers``, for the message.
+        workers: How many there shall be at once.
+        device: 'auto' takes GPUs where the cluster has any.
+
+    Raises:
+        SettingsError: If a cluster that cannot grow has too few, so that the job would wait for ever.
+    """
+    there = ray.cluster_resources()
+    use_gpu = device == "cuda" or (device == "auto" and there.get("GPU", 0) > 0)
+    kind = "GPU" if use_gpu else "CPU"
+    if there.get(kind, 0) < workers:
+        found = f"{setting}={workers} need a {kind} each, the cluster has {there.get(kind, 0):g}"
+        if not os.environ.get("RAY_ADDRESS"):
+            raise SettingsError(f"{found}; lower {setting}, or raise ray.cpus where there are more cores")
+        logger.warning("%s; waiting for it to grow", found)
+    return use_gpu
 
 
 def worker_environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
+from recranker.distributed.cluster import check_workers
 from recranker.distributed.datasets import from_table
 from recranker.llm.model import adapter_disabled, load_adapter, load_model
 from recranker.llm.scoring import Scored, make_scorer
@@ -73,10 +74,11 @@ def answer_prompts(
         settings: How the model is run.
         workers: Actors, each with a CPU and, on CUDA, a GPU.
         advance: Told the number of rows answered since the last call.
-    """
-    import torch
 
-    gpus = int(settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()))
+    Raises:
+        SettingsError: If the cluster has too few CPUs or GPUs for the workers.
+    """
+    use_gpu = check_workers("ranking.workers", workers, device=settings.device)
     marked = prompts.append_column("model", pa.array(models, pa.string()))
     answered = from_table(marked, max(workers, -(-marked.num_rows // BATCH_LISTS))).map_batches(
         RankActor,
@@ -85,7 +87,7 @@ def answer_prompts(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
-        num_gpus=gpus,
+        num_gpus=int(use_gpu),
     )
     parts = []
     for part in answered.iter_batches(batch_size=None, batch_format="pyarrow"):

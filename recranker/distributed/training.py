@@ -5,7 +5,6 @@ actor, so that the driver's bar and MLflow follow training and a user's error ar
 """
 
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -24,7 +23,8 @@ from torch import Tensor
 
 from recranker.distributed.background import BackgroundFit
 from recranker.distributed.channel import Channel
-from recranker.errors import ModelError, OutputError, RecrankerError, SettingsError
+from recranker.distributed.cluster import check_workers
+from recranker.errors import ModelError, OutputError, RecrankerError
 from recranker.llm.adapter import golden_of, golden_prompts, record_of, reload_and_check, save_adapter
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import check_packing
@@ -149,7 +149,8 @@ def tune_adapters(
         SettingsError: If the cluster cannot hold the workers.
         ModelError: If a loss is no number, or the saved adapter does not answer as the trained one did.
     """
-    llm = llm.model_copy(update={"device": check_cluster(llm, tune)})
+    use_gpu = check_workers("tune.workers", tune.workers, device=llm.device)
+    llm = llm.model_copy(update={"device": "cuda" if use_gpu else "cpu"})
     rows: list[dict[str, Any]] = []
     for plan in plans:
         job = TuneJob(
@@ -165,23 +166,6 @@ def tune_adapters(
         logger.info("adapter %s: reloaded in a fresh process, answers differ by %.1g nats", plan.name, difference)
         rows += [_log_row(plan.name, report) for report in reports]
     return pa.Table.from_pylist(rows, schema=TRAINING_LOG.schema)
-
-
-def check_cluster(llm: LLMSettings, tune: TuneSettings) -> str:
-    """The device to train on, 'cuda' or 'cpu'.
-
-    Raises:
-        SettingsError: If a cluster that cannot grow has too few CPUs or GPUs for ``tune.workers``.
-    """
-    there = ray.cluster_resources()
-    use_gpu = llm.device == "cuda" or (llm.device == "auto" and there.get("GPU", 0) > 0)
-    kind = "GPU" if use_gpu else "CPU"
-    if there.get(kind, 0) < tune.workers:
-        found = f"tune.workers={tune.workers} need a {kind} each, the cluster has {there.get(kind, 0):g}"
-        if not os.environ.get("RAY_ADDRESS"):
-            raise SettingsError(f"{found}; lower tune.workers, or raise ray.cpus where there are more cores")
-        logger.warning("%s; waiting for it to grow", found)
-    return "cuda" if use_gpu else "cpu"
 
 
 def _tune(

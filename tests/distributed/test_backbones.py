@@ -10,8 +10,8 @@ import torch
 from recranker.backbones.fits import FitJob, run_fits
 from recranker.backbones.settings import BackboneSettings, MFSettings, RatingPredictorSettings
 from recranker.backbones.training import Alone
-from recranker.distributed.backbones import check_cluster, fit_backbones
-from recranker.errors import DataError, SettingsError
+from recranker.distributed.backbones import fit_backbones
+from recranker.errors import DataError
 from tests.backbones.made_up import fold_of, two_tastes
 
 pytestmark = pytest.mark.ray
@@ -65,13 +65,6 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     *_, expected = run_fits(job, collective=Alone(), device=torch.device("cpu"))
     for name, fit in expected.items():
         np.testing.assert_allclose(found[name].user_factors, fit.user_factors, atol=1e-4)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_more_workers_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(SettingsError, match=r"backbone\.workers=99"):
-        check_cluster(99)
 
 
 def test_no_likes_are_refused_before_workers_start(tmp_path: Path) -> None:
