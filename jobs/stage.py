@@ -163,7 +163,7 @@ def run_stage(stage: Stage, settings: JobSettings, tracker: Tracker, *, parent: 
     started = time.perf_counter()
     logger.info("%s: started", stage.name)
     commit = commit_of(ROOT)
-    record = _record(tracker, stage, settings, origin, parent)
+    record = _record(tracker, stage, settings, origin, parent, commit)
     with store.publish(stage.name, origin, commit=commit) as writer, record as recorded:
         stage.run(settings, StageContext(settings, store, writer, recorded))
         write_atomically(writer.filesystem, f"{writer.root}/{SETTINGS_FILE}", settings.model_dump_json(indent=2) + "\n")
@@ -269,11 +269,11 @@ def _main(stage: Stage, parsed: argparse.Namespace) -> None:
 
 
 def _record(
-    tracker: Tracker, stage: Stage, settings: JobSettings, origin: Origin, parent: str | None
+    tracker: Tracker, stage: Stage, settings: JobSettings, origin: Origin, parent: str | None, commit: str
 ) -> AbstractContextManager[StageRun]:
     shaping = settings.model_dump(mode="json", include={"seed", *stage.sections})
-    name, tags = f"{settings.name}/{stage.name}", {"commit": commit_of(ROOT)}
-    return tracker.stage_run(name, parent, flattened(shaping), origin.inputs, tags)
+    name = f"{settings.name}/{stage.name}"
+    return tracker.stage_run(name, parent, flattened(shaping), origin.inputs, {"commit": commit})
 
 
 def _counts(manifest: Manifest) -> str:

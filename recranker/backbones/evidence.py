@@ -36,7 +36,6 @@ FADE = 0.8
 class Evidence:
     """What one fold knows of items and of the order in which users liked them."""
 
-    interactions: Interactions
     vectors: Floats
     """``(items, dim)`` of unit length: the retriever's item embeddings."""
     transitions: csr_matrix
@@ -51,7 +50,7 @@ class Evidence:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         rows = np.flatnonzero(interactions.likes & np.isin(interactions.splits, ("train", "validation")))
         liked = interactions.users[rows], interactions.sequences[rows], interactions.items[rows]
-        return cls(interactions, vectors / np.maximum(lengths, 1e-12), transitions(data), liked)
+        return cls(vectors / np.maximum(lengths, 1e-12), transitions(data), liked)
 
     def features_of(self, row: dict[str, Any], user: int, items: NDArray[np.int64]) -> Floats:
         """``(candidates, FEATURES)`` of one list; ``row`` is its CANDIDATES row.
