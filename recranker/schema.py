@@ -126,6 +126,14 @@ CANDIDATES = _table(
     ),
 )
 
+SIGNALS = _table(
+    "signals",
+    ("list_id", "signal"),
+    _column("list_id", pa.string(), "The candidate list scored."),
+    _column("signal", pa.string(), "Which other backbone or conventional re-ranker scored it."),
+    _column("scores", FLOATS, "Its score of each candidate, in the order of the list; out of fold in training lists."),
+)
+
 DRAWS = _table(
     "draws",
     ("draw_id",),
@@ -221,13 +229,24 @@ RESULTS = _table(
     _column("users_with_hit", pa.int64(), "Of these, users whose target is among the candidates."),
 )
 
+USER_RESULTS = _table(
+    "user_results",
+    ("row", "user_id"),
+    _column("row", pa.string(), "The ranker."),
+    _column("user_id", pa.string(), "A test user with a hit; every other test user is 0 in every metric of every row."),
+    _column("hr_at_3", pa.float32(), "1 where the target is in the top 3."),
+    _column("ndcg_at_3", pa.float32(), "NDCG of the top 3."),
+    _column("hr_at_5", pa.float32(), "1 where the target is in the top 5."),
+    _column("ndcg_at_5", pa.float32(), "NDCG of the top 5."),
+)
+
 TABLES_OF: dict[str, tuple[TableSchema, ...]] = {
     "prepare": (INTERACTIONS, ITEMS),
-    "backbone": (CANDIDATES, USER_FACTORS, FIT_EVENTS),
+    "backbone": (CANDIDATES, SIGNALS, USER_FACTORS, FIT_EVENTS),
     "sample": (DRAWS,),
     "instruct": (PROMPTS, QUARANTINE),
     "tune": (TRAINING_LOG,),
     "rank": (ANSWERS, RANKINGS),
-    "evaluate": (RESULTS,),
+    "evaluate": (RESULTS, USER_RESULTS),
 }
 """What each stage publishes, in the order of the data's way."""

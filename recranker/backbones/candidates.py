@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from recranker.backbones.evaluation import BLOCK
 from recranker.backbones.events import Interactions
+from recranker.backbones.fit import Fit
 from recranker.backbones.fits import Fits
 from recranker.backbones.folds import Fold, FoldData, data_of
 from recranker.backbones.popularity import fit_popularity, like_counts
-from recranker.backbones.protocol import Fit
 from recranker.backbones.rating_predictor import constant_ratings, predict_ratings
 from recranker.backbones.settings import BackboneSettings
 from recranker.backbones.topk import ItemSets, top_k

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.backbones.protocol import Fit
+from recranker.backbones.fit import Fit
 from recranker.backbones.topk import ItemSets, ranks_of
 
 BLOCK = 1024

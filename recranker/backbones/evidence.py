@@ -10,8 +10,8 @@ from scipy.sparse import csr_matrix
 
 from recranker.backbones.choice import standardised
 from recranker.backbones.events import Interactions
+from recranker.backbones.fit import Fit
 from recranker.backbones.folds import FoldData
-from recranker.backbones.protocol import Fit
 
 Floats = NDArray[np.float64]
 

@@ -9,10 +9,11 @@ import torch
 
 from recranker.backbones.evaluation import target_ranks
 from recranker.backbones.examples import LikeExamples, RatingExamples
+from recranker.backbones.fit import Fit
 from recranker.backbones.folds import FoldData
 from recranker.backbones.lightgcn import LightGCN
 from recranker.backbones.mf import MF
-from recranker.backbones.protocol import Backbone, Fit
+from recranker.backbones.protocol import Backbone
 from recranker.backbones.rating_predictor import RatingPredictor
 from recranker.backbones.settings import BackboneSettings, LightGCNSettings, RatingPredictorSettings, Retriever
 from recranker.backbones.topk import ItemSets

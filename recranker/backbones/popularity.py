@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from recranker.backbones.fit import Fit
 from recranker.backbones.folds import FoldData
-from recranker.backbones.protocol import Fit
 
 
 def like_counts(fold: FoldData) -> NDArray[np.int64]:

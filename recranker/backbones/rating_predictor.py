@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recranker.backbones.fit import Fit
 from recranker.backbones.mf import initial_embeddings, squared_norm, take
-from recranker.backbones.protocol import Fit
 
 
 class RatingPredictor(nn.Module):

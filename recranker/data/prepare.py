@@ -6,9 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from recranker.data.leakage import check_interactions
-from recranker.data.settings import DataSettings, FilesSource, Source
+from recranker.data.settings import DataSettings
 from recranker.data.sources import files, movielens_100k
 from recranker.data.sources.raw import RawData, checked, cleaned_items, with_known_items
+from recranker.data.sources.settings import FilesSource, Source
 from recranker.data.splits import Thresholds, split_interactions
 from recranker.errors import DataError
 from recranker.schema import ITEMS

@@ -17,8 +17,8 @@ from recranker.backbones.candidates import (
     user_factors,
 )
 from recranker.backbones.events import Interactions, index_interactions
+from recranker.backbones.fit import Fit
 from recranker.backbones.folds import make_folds
-from recranker.backbones.protocol import Fit
 from recranker.backbones.settings import BackboneSettings
 from recranker.data.leakage import check_candidates
 from recranker.errors import LeakageError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from recranker.backbones.fit import Fit
 from recranker.backbones.fits import fit_rating_predictor
-from recranker.backbones.protocol import Fit
 from recranker.backbones.rating_predictor import RatingPredictor, constant_ratings, predict_ratings
 from recranker.backbones.settings import RatingPredictorSettings
 from recranker.backbones.training import Alone

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from recranker.backbones.examples import LikeExamples
+from recranker.backbones.fit import Fit
 from recranker.backbones.fits import FitJob, check_fits, fit_retriever, load_fits, run_fits, save_fits
 from recranker.backbones.mf import MF
-from recranker.backbones.protocol import Fit
 from recranker.backbones.settings import BackboneSettings, LightGCNSettings, MFSettings, RatingPredictorSettings
 from recranker.backbones.training import Alone, Collective, EarlyStopping, slice_of, train
 from recranker.errors import ModelError

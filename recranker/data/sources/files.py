@@ -9,8 +9,8 @@ import pyarrow.csv as csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from recranker.data.settings import FilesSource
 from recranker.data.sources import raw
+from recranker.data.sources.settings import FilesSource
 from recranker.errors import DataError
 
 TEXT_COLUMNS = ("user_id", "item_id", "title", "genres")

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from recranker.data.fetch import fetch_from_wheel
-from recranker.data.settings import MovieLens100KSource
 from recranker.data.sources import raw
+from recranker.data.sources.settings import MovieLens100KSource
 from recranker.errors import DataError
 
 REQUIREMENT = "recbole==1.2.1"

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recranker.data.settings import FilesSource
 from recranker.data.sources import files
 from recranker.data.sources.raw import RawData, checked
+from recranker.data.sources.settings import FilesSource
 from recranker.errors import DataError
 
 EVENTS = "user_id,item_id,rating,timestamp\n007,a,4,10\n8,b,2.5,20\n"

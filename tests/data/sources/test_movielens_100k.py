@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recranker.data.settings import MovieLens100KSource
 from recranker.data.sources import movielens_100k
 from recranker.data.sources.movielens_100k import film_title, read_atomic, read_publisher
+from recranker.data.sources.settings import MovieLens100KSource
 from recranker.errors import DataError
 
 FLAGS = {"Drama": 8, "War": 17}
