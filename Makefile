@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/quickstart.toml
 RECRANKER_HOME ?= $(HOME)/.recranker
 export RECRANKER_HOME
 
-.PHONY: help setup quickstart test test-slow lint format mlflow serve cluster cluster-stop clean
+.PHONY: help setup quickstart test test-slow lint format benchmark-env mlflow serve cluster cluster-stop clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,14 @@ format: setup  ## Rewrite files in the common format
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+benchmark-env: .venv-benchmark/ready  ## The systems that jobs.benchmark compares with, in .venv-benchmark
+
+.venv-benchmark/ready: jobs/benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-benchmark
+	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement jobs/benchmarks/requirements.txt
+	touch .venv-benchmark/ready
+
 mlflow: setup  ## The page that compares runs, on loopback
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(RECRANKER_HOME)/mlflow.db
 
@@ -48,4 +56,4 @@ cluster-stop:  ## End that cluster
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash cluster/local.sh stop
 
 clean:  ## Remove what was built here; results stay in RECRANKER_HOME
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-benchmark build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,57 +1,83 @@
-"""Fit the retriever and the rating predictor, and let them propose candidates with honest signals.
+"""Fit the backbones and the conventional re-rankers, and let them propose candidates with honest signals.
 
 python -m jobs.backbone jobs/configs/quickstart.toml backbone.retriever.kind=mf
+
+A team's own candidates take the place of a backbone of ours. First write the targets to make lists for, then name them:
+
+python -m jobs.backbone CONFIG --targets targets.parquet
+python -m jobs.backbone CONFIG 'backbone.retriever={kind="own", path="candidates.parquet"}'
 """
 
+import argparse
 import sys
 import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.settings import JobSettings
-from jobs.stage import Stage, StageContext, main
+from jobs.stage import Stage, StageContext, main, store_of
+from recranker.backbones.assembly import fold_fits, item_vectors, lists_of, require_meaning
 from recranker.backbones.candidates import (
     Scale,
-    candidate_lists,
+    all_targets,
     count_lists,
     fit_events,
-    fold_fits,
     popularity_hits,
+    signal_rows,
     user_factors,
 )
 from recranker.backbones.events import index_interactions
 from recranker.backbones.fits import FitJob
 from recranker.backbones.folds import data_of, make_folds
-from recranker.backbones.reranker import with_reranker
+from recranker.backbones.own import COLUMNS, wanted_targets
+from recranker.backbones.settings import OwnCandidates
 from recranker.data.leakage import check_candidates
 from recranker.distributed.backbones import fit_backbones
-from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, USER_FACTORS
+from recranker.errors import OutputError
+from recranker.ranking.conventional import conventional_scores
+from recranker.ranking.evidence import FoldView
+from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, ITEMS, SIGNALS, USER_FACTORS
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
-    """Publish candidate lists, user factors and the events each fit saw."""
+    """Publish candidate lists, signals, user factors and the events each fit saw."""
     table, facts = stage.read("prepare", INTERACTIONS), stage.facts_of("prepare")
+    require_meaning(settings.backbone, facts)
     interactions = index_interactions(table)
     folds = make_folds(interactions, settings.backbone)
-    job = FitJob(*(data_of(interactions, fold) for fold in folds), settings.backbone, settings.seed)
-    stage.connect()
+    job = FitJob(tuple(data_of(interactions, fold) for fold in folds), settings.backbone, settings.seed)
     started = time.perf_counter()
+    if job.trained:
+        stage.connect()
     with stage.progress("backbone", job.epochs) as bar:
-        work = stage.cache / "training" / f"{settings.name}-backbone"
-        fits = fit_backbones(job, work=work, on_epochs=bar.advance)
-    stage.log_metrics({"backbone/fit_seconds": time.perf_counter() - started})
+        trained = fit_backbones(job, work=stage.scratch, on_epochs=bar.advance)
+    stage.log_metrics({"backbone/fit_seconds": time.perf_counter() - started, "backbone/fits": len(job.trained)})
 
     scale = Scale(facts["rating_min"], facts["rating_max"], facts["like_at_least"])
-    full, rolled_back = (fold_fits(interactions, fold, fits, scale) for fold in folds)
-    lists = candidate_lists(interactions, full, rolled_back, settings.backbone, scale)
-    both = {"full": full, "rolled_back": rolled_back}
-    lists, weights = with_reranker(interactions, both, lists, settings.seed)
+    fitted = fold_fits(list(zip(folds, job.folds, strict=True)), trained, settings.backbone, scale, settings.seed)
+    lists, left_out = lists_of(interactions, fitted, settings.backbone, scale)
+    rerankers, candidates, conventional = conventional_scores(
+        interactions,
+        {one.fold.name: FoldView(one.data, item_vectors(one)) for one in fitted},
+        lists.table,
+        lists.signals,
+        stage.read("prepare", ITEMS),
+        facts,
+        settings.conventional,
+        settings.seed,
+    )
     seen = fit_events(interactions, folds)
-    check_candidates(table, lists, seen, facts)
-    stage.write(CANDIDATES, lists)
-    stage.write(USER_FACTORS, user_factors(interactions, full.retriever))
+    signals = pa.concat_tables([signal_rows(lists), rerankers])
+    check_candidates(table, candidates, seen, facts, signals=signals)
+    stage.write(CANDIDATES, candidates)
+    stage.write(SIGNALS, signals)
+    stage.write(USER_FACTORS, user_factors(interactions, fitted[0].retriever))
     stage.write(FIT_EVENTS, seen)
-    counts = count_lists(lists) | {"epochs": full.retriever.epochs}
-    counts["test_hits_of_popularity"] = popularity_hits(interactions, full, settings.backbone, scale)
-    stage.facts.update(counts | {"reranker_weights": weights})
+    counts = count_lists(candidates) | left_out | {"epochs": fitted[0].retriever.epochs, "folds": len(folds)}
+    counts["test_hits_of_popularity"] = popularity_hits(interactions, fitted[0], settings.backbone)
+    stage.facts.update(counts | {"conventional": conventional})
     stage.log_metrics({f"backbone/{name}": float(count) for name, count in counts.items()})
     stage.log_metrics(hit_rates(counts, settings.backbone.num_candidates))
 
@@ -64,11 +90,44 @@ def hit_rates(counts: dict[str, int], k: int) -> dict[str, float]:
     }
 
 
+def outside(settings: JobSettings) -> dict[str, str | None]:
+    """The candidates, where they are the user's own."""
+    retriever = settings.backbone.retriever
+    return {"backbone.retriever.path": retriever.path if isinstance(retriever, OwnCandidates) else None}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What a team needs that brings its own candidates."""
+    parser.add_argument("--targets", metavar="FILE", type=Path, help="write the targets to make lists for, then stop")
+
+
+def write_targets(settings: JobSettings, parsed: argparse.Namespace) -> bool:
+    """Write which lists a team's own retriever is asked for, where ``--targets`` is given.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    if parsed.targets is None:
+        return False
+    interactions = index_interactions(StageContext(settings, store_of(settings)).read("prepare", INTERACTIONS))
+    folds = make_folds(interactions, settings.backbone)
+    targets = wanted_targets(interactions, all_targets(interactions, folds, settings.backbone))
+    try:
+        pq.write_table(targets, parsed.targets)
+    except OSError as error:
+        raise OutputError(f"--targets {str(parsed.targets)!r} cannot be written: {error.strerror}") from None
+    print(f"{targets.num_rows} targets written to {parsed.targets}; bring {', '.join(COLUMNS)}, a row per candidate")
+    return True
+
+
 STAGE = Stage(
     "backbone",
     run,
     reads=("prepare",),
-    sections=("backbone",),
+    sections=("backbone", "conventional"),
+    outside=outside,
+    options=options,
+    instead=write_targets,
 )
 
 if __name__ == "__main__":

@@ -7,39 +7,72 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
 from recranker.errors import OutputError
+from recranker.evaluation.evaluate import evaluate
 from recranker.evaluation.plots import plot_results
 from recranker.evaluation.position_bias import position_bias
-from recranker.evaluation.report import among_hits, build_results, format_table, metrics_of, results_json
-from recranker.schema import ANSWERS, CANDIDATES, INTERACTIONS, RANKINGS, RESULTS
+from recranker.evaluation.report import Background, build_report
+from recranker.evaluation.results import among_hits, format_table, metrics_of, results_json, with_bar
+from recranker.evaluation.rows import BAR
+from recranker.schema import ANSWERS, CANDIDATES, INTERACTIONS, ITEMS, RANKINGS, RESULTS, SIGNALS, USER_RESULTS
 
-TABLE_WIDTH = 110
+TABLE_WIDTH = 124
 """Characters, where the output is no terminal that has a width of its own."""
+REPORT = "report.html"
+LEARNED = "learned_weights"
+"""How stage rank names the weights of row hybrid among its facts; those of hybrid_X are LEARNED_X."""
+PLACES = {"store", "tracking", "ray"}
+"""Sections of the settings that say where things are and change no result; the report leaves them out."""
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
-    """Publish the results table, its plot and the model's position bias."""
-    results = build_results(
-        stage.read("prepare", INTERACTIONS),
-        stage.read("backbone", CANDIDATES),
-        stage.read("rank", RANKINGS),
-        samples=settings.evaluation.bootstrap_samples,
-        seed=settings.seed,
-    )
-    stage.write(RESULTS, results)
-    bias = position_bias(stage.read("rank", ANSWERS))
-    stage.facts["position_bias"] = {model: one.metrics() for model, one in bias.items()}
-    plots = stage.files("plots")
-    plot_results(results, plots / "ndcg_at_3.png", data=stage.facts_of("prepare")["source"])
-    stage.log_artifact(plots)
-    stage.log_metrics(metrics_of(results, served=_served(settings)))
-    for model, values in stage.facts["position_bias"].items():
+    """Publish the results of all rankers, their plot and their report."""
+    served = "hybrid" if settings.ranking.preset == "recranker" else "hybrid_paper"
+    bias = {model: one.metrics() for model, one in position_bias(stage.read("rank", ANSWERS)).items()}
+    facts = stage.facts_of("rank").items()
+    weights = {name.replace(LEARNED, "hybrid"): one for name, one in facts if name.startswith(LEARNED)}
+    _publish(stage, stage.read("rank", RANKINGS), _background(stage, served, bias=bias, weights=weights))
+    for model, values in bias.items():
         stage.log_metrics({f"bias/{model}/{name}": value for name, value in values.items()})
+
+
+def run_backbones(settings: JobSettings, stage: StageContext) -> None:
+    """The same for a run without a model: the retriever and the conventional re-rankers alone."""
+    _publish(stage, RANKINGS.schema.empty_table(), _background(stage, BAR))
+
+
+def _background(stage: StageContext, served: str, **of_model: Any) -> Background:
+    settings = stage.settings.model_dump(mode="json", exclude=PLACES)
+    return Background(stage.settings.name, served, stage.facts_of("prepare"), settings, **of_model)
+
+
+def _publish(stage: StageContext, rankings: pa.Table, background: Background) -> None:
+    found = evaluate(
+        interactions=stage.read("prepare", INTERACTIONS),
+        items=stage.read("prepare", ITEMS),
+        candidates=stage.read("backbone", CANDIDATES),
+        signals=stage.read("backbone", SIGNALS),
+        rankings=rankings,
+        samples=stage.settings.evaluation.bootstrap_samples,
+        seed=stage.settings.seed,
+    )
+    stage.write(RESULTS, found.results)
+    stage.write(USER_RESULTS, found.user_results)
+    served, bias = background.served, background.bias
+    stage.facts.update({"position_bias": bias, "against_conventional": found.bar, "served": served})
+    plots, report = stage.files("plots"), stage.files("report")
+    plot_results(found.results, plots / "ndcg_at_3.png", data=background.facts["source"])
+    (report / REPORT).write_text(build_report(found, background), encoding="utf-8")
+    for folder in (plots, report):
+        stage.log_artifact(folder)
+    stage.log_metrics(metrics_of(found.results, served=served))
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +86,14 @@ def show(stage: StageContext, parsed: argparse.Namespace) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-    results = stage.read("evaluate", RESULTS)
+    facts = stage.facts_of("evaluate")
+    results = with_bar(stage.read("evaluate", RESULTS), facts["against_conventional"])
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     console.print(format_table(results, title=f"{stage.settings.name}: all test users"))
     console.print(format_table(among_hits(results), title="users whose target is among the candidates"))
-    for model, values in stage.facts_of("evaluate")["position_bias"].items():
+    for model, values in facts["position_bias"].items():
         console.print(f"position bias, {model}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+    print(f"report: {stage.published('evaluate') / 'report' / REPORT}")
     if parsed.json:
         try:
             parsed.json.write_text(json.dumps(results_json(results), indent=2) + "\n", encoding="utf-8")
@@ -68,11 +103,8 @@ def show(stage: StageContext, parsed: argparse.Namespace) -> None:
 
 def log_results(stage: StageContext) -> None:
     """Record the published results with another run too, so that pipelines can be compared at their own level."""
-    stage.log_metrics(metrics_of(stage.read("evaluate", RESULTS), served=_served(stage.settings)))
-
-
-def _served(settings: JobSettings) -> str:
-    return "hybrid" if settings.ranking.preset == "recranker" else "hybrid_paper"
+    served = stage.facts_of("evaluate")["served"]
+    stage.log_metrics(metrics_of(stage.read("evaluate", RESULTS), served=served))
 
 
 STAGE = Stage(
@@ -83,6 +115,15 @@ STAGE = Stage(
     options=options,
     show=show,
 )
+BACKBONES = Stage(
+    "evaluate",
+    run_backbones,
+    reads=("prepare", "backbone"),
+    sections=("evaluation",),
+    options=options,
+    show=show,
+)
+"""A comparison of retrievers and conventional re-rankers, without the stages of the model."""
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

@@ -5,6 +5,7 @@ python -m jobs.instruct jobs/configs/quickstart.toml --show 3
 
 import argparse
 import sys
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +14,7 @@ from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
 from recranker.data.leakage import check_prompts
 from recranker.distributed.instructions import build_prompts
-from recranker.schema import CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, QUARANTINE
+from recranker.schema import CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, QUARANTINE, SIGNALS
 from recranker.tasks.instructions import PromptBuilder
 from recranker.tasks.protocol import RatingScale
 
@@ -28,13 +29,14 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     builder = PromptBuilder(titles, settings.instruct, scale, settings.seed)
     stage.connect()
     prompts, quarantined = build_prompts(interactions, lists, draws, builder, settings.ray.blocks)
-    check_prompts(interactions, lists, prompts)
+    hints, signals = settings.instruct.hints, stage.read("backbone", SIGNALS)
+    check_prompts(interactions, lists, prompts, items=items, signals=signals, hints=hints)
     stage.write(PROMPTS, prompts)
     stage.write(QUARANTINE, quarantined)
-    stage.facts.update(_counts(lists, draws, prompts, quarantined))
+    stage.facts.update(_counts(lists, draws, prompts, quarantined) | {"hints": hints})
 
 
-def _counts(lists: pa.Table, draws: pa.Table, prompts: pa.Table, quarantined: pa.Table) -> dict[str, int]:
+def _counts(lists: pa.Table, draws: pa.Table, prompts: pa.Table, quarantined: pa.Table) -> dict[str, Any]:
     ranked = sum(split != "train" for split in lists["split"].to_pylist())
     counts = {"rows_in": draws.num_rows + ranked, "prompts": prompts.num_rows, "quarantined": quarantined.num_rows}
     assert counts["rows_in"] == counts["prompts"] + counts["quarantined"], counts

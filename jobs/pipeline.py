@@ -21,7 +21,7 @@ from jobs.stage import (
     flattened,
     guarded,
     home_of,
-    run_stage,
+    run_stages,
     store_of,
     tracker_of,
 )
@@ -42,15 +42,12 @@ STAGES: tuple[Stage, ...] = (
 
 def run_all(settings: JobSettings) -> None:
     """All stages in order, as children of one MLflow run."""
-    tracker = tracker_of(settings)
+    tracker, store = tracker_of(settings), store_of(settings)
     started = time.perf_counter()
     tags = {"commit": commit_of(ROOT)}
     with tracker.pipeline_run(settings.name, flattened(settings.model_dump(mode="json")), tags) as parent:
-        ran = 0
-        for number, stage in enumerate(STAGES, start=1):
-            logger.info("stage %d of %d", number, len(STAGES))
-            ran += run_stage(stage, settings, tracker, parent=parent.run_id)
-        evaluate.log_results(StageContext(settings, store_of(settings), record=parent))
+        ran = run_stages(STAGES, settings, tracker, store, parent=parent.run_id)
+        evaluate.log_results(StageContext(settings, store, record=parent))
     logger.info("%d stages ran, %d skipped, %.0f s", ran, len(STAGES) - ran, time.perf_counter() - started)
 
 
@@ -71,7 +68,8 @@ def _main(parsed: argparse.Namespace) -> None:
     store = store_of(settings)
     evaluate.show(StageContext(settings, store), parsed)
     print(
-        f"\nWritten to {store.uri} (a folder per stage; the plot is evaluate/plots).\nNext:\n"
+        f"\nWritten to {store.uri} (a folder per stage).\nNext:\n"
+        f"  open {store.folder('evaluate')}/report/report.html\n"
         "  make mlflow     compare runs on a page\n"
         "  make serve      rank over HTTP\n"
         f"  make cluster    then submit the same job: see README; results stay under {home_of(settings)}"

@@ -33,10 +33,12 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     scale = RatingScale(data["rating_min"], data["rating_max"])
     stage.write(ANSWERS, answers)
     stage.write(RANKINGS, rank_all(answers, lists, scale, weights))
-    fusion = {"preset": ranking.preset, "weights": weights if ranking.preset == "recranker" else PAPER_WEIGHTS}
+    served = weights["hybrid"]
+    fusion = {"preset": ranking.preset, "weights": served if ranking.preset == "recranker" else PAPER_WEIGHTS}
     (stage.files("fusion") / "weights.json").write_text(json.dumps(fusion, indent=2) + "\n")
-    stage.facts.update({"learned_weights": weights, "validation_lists": num_lists})
-    stage.log_metrics({f"rank/weight_{name}": weight for name, weight in weights.items()})
+    learned = {"learned_weights": served, "learned_weights_conventional": weights["hybrid_conventional"]}
+    stage.facts.update(learned | {"validation_lists": num_lists})
+    stage.log_metrics({f"rank/weight_{name}": weight for name, weight in served.items()})
 
 
 def _to_ask(prompts: pa.Table, chosen: set[str], *, untuned: bool) -> tuple[pa.Table, list[str]]:

@@ -8,7 +8,7 @@ from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
 from recranker.evaluation.settings import EvaluationSettings
 from recranker.llm.settings import LLMSettings, TuneSettings
-from recranker.ranking.settings import RankingSettings
+from recranker.ranking.settings import ConventionalSettings, RankingSettings
 from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
 from recranker.settings import Settings
 from recranker.tasks.settings import InstructSettings
@@ -56,6 +56,7 @@ class JobSettings(Settings):
     store: StoreSettings = StoreSettings()
     data: DataSettings
     backbone: BackboneSettings = BackboneSettings()
+    conventional: ConventionalSettings = ConventionalSettings()
     sampling: SamplingSettings = AdaptiveSampling()
     instruct: InstructSettings = InstructSettings()
     llm: LLMSettings

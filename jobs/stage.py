@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Stage:
     """Adds options of its own to the command line."""
     show: Callable[["StageContext", argparse.Namespace], None] | None = None
     """Shows the finished output to a person; called after a skip too."""
+    instead: Callable[[JobSettings, argparse.Namespace], bool] | None = None
+    """Does what an option asks for in place of the stage; whether it did."""
 
     @property
     def file(self) -> str:
@@ -54,11 +57,17 @@ class Stage:
 
     def origin(self, settings: JobSettings, store: Store) -> Origin:
         """What the output would be made from now."""
-        parts = [settings.seed, *(getattr(settings, section) for section in self.sections)]
         inputs = {name: store.require(name).fingerprint for name in self.reads}
+        return Origin(self.settings_hash(settings), _code_of(self.file), inputs | self.outside_inputs(settings))
+
+    def settings_hash(self, settings: JobSettings) -> str:
+        """Digest of the settings that shape the output."""
+        return settings_hash(settings.seed, *(getattr(settings, section) for section in self.sections))
+
+    def outside_inputs(self, settings: JobSettings) -> dict[str, str]:
+        """Fingerprint of each path read from outside the run; 'missing' where there is nothing."""
         paths = self.outside(settings) if self.outside else {}
-        inputs |= {name: outside_fingerprint(path) for name, path in paths.items() if path is not None}
-        return Origin(settings_hash(*parts), code_hash(Path(self.file)), inputs)
+        return {name: outside_fingerprint(path) for name, path in paths.items() if path is not None}
 
 
 @dataclass
@@ -69,6 +78,13 @@ class StageContext:
     store: Store
     writer: StageWriter | None = None
     record: StageRun | None = None
+    origin: Origin | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """Where this stage keeps checkpoints while it runs; other settings, code or inputs never find them there."""
+        assert self.origin is not None, "only a running stage keeps checkpoints"
+        return self.cache / "training" / f"{self.settings.name}-{self.origin.key}"
 
     @property
     def cache(self) -> Path:
@@ -136,10 +152,14 @@ def home_of(settings: JobSettings) -> Path:
     return Path(settings.store.home).expanduser().resolve()
 
 
+def runs_of(settings: JobSettings) -> str:
+    """The folder or prefix with a folder per run."""
+    return (settings.store.runs or str(home_of(settings) / "runs")).rstrip("/")
+
+
 def store_of(settings: JobSettings) -> Store:
     """Where this run's tables are."""
-    runs = settings.store.runs or str(home_of(settings) / "runs")
-    return Store(f"{runs.rstrip('/')}/{settings.name}")
+    return Store(f"{runs_of(settings)}/{settings.name}")
 
 
 def tracker_of(settings: JobSettings) -> Tracker:
@@ -148,16 +168,34 @@ def tracker_of(settings: JobSettings) -> Tracker:
     return Tracker(uri, settings.tracking.experiment)
 
 
-def run_stage(stage: Stage, settings: JobSettings, tracker: Tracker, *, parent: str | None = None) -> bool:
+def current(stage: Stage, settings: JobSettings, store: Store) -> tuple[Origin, Manifest | None]:
+    """What ``stage`` would be made from now, and its manifest if its output was made from just that."""
+    origin = stage.origin(settings, store)
+    store.locate(stage.name, origin)
+    known = store.manifest(stage.name)
+    return origin, known if known is not None and known.origin == origin else None
+
+
+def run_stages(stages: Sequence[Stage], settings: JobSettings, tracker: Tracker, store: Store, *, parent: str) -> int:
+    """Run those of ``stages`` that must be run, in order, as children of one MLflow run; returns how many."""
+    ran = 0
+    for number, stage in enumerate(stages, start=1):
+        logger.info("stage %d of %d", number, len(stages))
+        ran += run_stage(stage, settings, tracker, store=store, parent=parent)
+    return ran
+
+
+def run_stage(
+    stage: Stage, settings: JobSettings, tracker: Tracker, *, store: Store | None = None, parent: str | None = None
+) -> bool:
     """Run ``stage`` unless its published output is made from the same settings, code and inputs.
 
     Returns:
         Whether it ran; False: skipped.
     """
-    store = store_of(settings)
-    origin = stage.origin(settings, store)
-    known = store.manifest(stage.name)
-    if known is not None and known.origin == origin:
+    store = store or store_of(settings)
+    origin, known = current(stage, settings, store)
+    if known is not None:
         logger.info("%s: unchanged, skipped (%s)", stage.name, _counts(known))
         return False
     started = time.perf_counter()
@@ -165,7 +203,7 @@ def run_stage(stage: Stage, settings: JobSettings, tracker: Tracker, *, parent: 
     commit = commit_of(ROOT)
     record = _record(tracker, stage, settings, origin, parent, commit)
     with store.publish(stage.name, origin, commit=commit) as writer, record as recorded:
-        stage.run(settings, StageContext(settings, store, writer, recorded))
+        stage.run(settings, StageContext(settings, store, writer, recorded, origin))
         write_atomically(writer.filesystem, f"{writer.root}/{SETTINGS_FILE}", settings.model_dump_json(indent=2) + "\n")
         recorded.log_metrics({"time/seconds": time.perf_counter() - started})
     logger.info(
@@ -183,12 +221,12 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: _main(stage, parsed))
 
 
-def command_line(name: str, description: str) -> argparse.ArgumentParser:
+def command_line(name: str, description: str, *, example: str = "quickstart.toml") -> argparse.ArgumentParser:
     """The arguments all jobs take."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", metavar="CONFIG", help="TOML file, for instance jobs/configs/quickstart.toml")
+    parser.add_argument("config", metavar="CONFIG", help=f"TOML file, for instance jobs/configs/{example}")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="settings that differ from the file"
     )
@@ -261,6 +299,8 @@ def _main(stage: Stage, parsed: argparse.Namespace) -> None:
     if parsed.dry_run:
         dry_run(settings, [stage])
         return
+    if stage.instead and stage.instead(settings, parsed):
+        return
     run_stage(stage, settings, tracker_of(settings))
     store = store_of(settings)
     if stage.show:
@@ -274,6 +314,12 @@ def _record(
     shaping = settings.model_dump(mode="json", include={"seed", *stage.sections})
     name = f"{settings.name}/{stage.name}"
     return tracker.stage_run(name, parent, flattened(shaping), origin.inputs, {"commit": commit})
+
+
+@cache
+def _code_of(file: str) -> str:
+    """Hash of a job's sources as they were when first asked for: those this process has loaded."""
+    return code_hash(Path(file))
 
 
 def _counts(manifest: Manifest) -> str:

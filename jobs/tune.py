@@ -38,7 +38,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
             plans,
             model=model,
             folder=stage.files("adapter"),
-            work=stage.cache / "training" / settings.name,
+            work=stage.scratch,
             llm=settings.llm,
             tune=settings.tune,
             seed=settings.seed,

@@ -30,15 +30,24 @@ def load_settings(kind: type[AnySettings], path: str, overrides: list[str]) -> A
     Raises:
         SettingsError: If the file is missing or no TOML, a key is unknown, or a value is refused.
     """
+    values = read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    return check_settings(kind, values, where=path)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The tables of a TOML file as they stand.
+
+    Raises:
+        SettingsError: If the file is missing or no TOML.
+    """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"settings file {path!r} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path!r} is not valid TOML: {error}") from None
-    for override in overrides:
-        _apply(values, override)
-    return check_settings(kind, values, where=path)
 
 
 def check_settings(kind: type[AnySettings], values: dict[str, Any], *, where: str) -> AnySettings:

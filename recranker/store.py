@@ -4,11 +4,16 @@ A stage writes into ``.<stage>.partial`` beside its final folder. Publishing mov
 writes ``_manifest.json`` last: a folder without a manifest is not there. The manifest says what the
 output was made from, so an unchanged stage is skipped, and holds a hash of every table that
 depends on its rows only, not on files, blocks or row order.
+
+A run has one folder per stage. An experiment, whose runs share stages, has one per stage and origin:
+``<stage>/<key>``, so that what was made from the same settings, code and inputs is there once.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +29,7 @@ from recranker.errors import DataError, OutputError
 from recranker.schema import SCHEMA_VERSION, TableSchema
 
 MANIFEST = "_manifest.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,11 @@ class Origin:
     inputs: dict[str, str]
     """Fingerprint of each stage read."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> str:
+        """A name for it: equal origins, equal keys."""
+        return hashlib.sha256(json.dumps(self.__dict__, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,28 @@ class Manifest:
 
 
 class Store:
-    """The outputs of one run's stages under one folder or object-store prefix."""
+    """The outputs of one run's stages under one folder or object-store prefix.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: That folder or prefix.
+        shared: Whether several runs share it: each stage's output lies in a folder named by its origin, and
+            this object sees the outputs it was told of by ``locate``.
+    """
+
+    def __init__(self, uri: str, *, shared: bool = False) -> None:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
         self.filesystem, self.root = fs.FileSystem.from_uri(self.uri)
+        self._keys: dict[str, str] | None = {} if shared else None
+
+    def locate(self, stage: str, origin: Origin) -> None:
+        """From now on ``stage`` means its output of this origin, made or not, where the store is shared."""
+        if self._keys is not None:
+            self._keys[stage] = origin.key
 
     def folder(self, stage: str, table: str = "") -> str:
         """Path of a published stage or one of its tables, on this store's filesystem."""
-        return f"{self.root}/{stage}/{table}".rstrip("/")
+        key = "" if self._keys is None else self._keys.get(stage, "unknown")
+        return "/".join(part for part in (self.root, stage, key, table) if part)
 
     def manifest(self, stage: str) -> Manifest | None:
         """The stage's manifest, or None where the stage has not been published."""
@@ -119,7 +143,9 @@ class Store:
         Raises:
             OutputError: If the store cannot be written.
         """
-        partial = f"{self.root}/.{stage}.partial"
+        self.locate(stage, origin)
+        parent, _, name = self.folder(stage).rpartition("/")
+        partial = f"{parent}/.{name}.partial"
         try:
             if self.filesystem.get_file_info(partial).type != fs.FileType.NotFound:
                 self.filesystem.delete_dir(partial)
@@ -237,6 +263,32 @@ def logical_hash(table: pa.Table, schema: TableSchema) -> str:
     with pa.ipc.new_stream(sink, bare) as stream:
         stream.write_table(pa.table(rows.columns, schema=bare))
     return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, made where it is missing, for this process alone; the hold ends with the process at the latest.
+
+    Raises:
+        OutputError: If another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(folder)!r}: {error.strerror}; set store.home to a writable place"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise OutputError(f"{folder} is in use by {file.read() or 'another process'}; wait for it to end") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, text: str) -> None:

@@ -7,6 +7,7 @@ may be open in one process, and nothing depends on MLflow's global state.
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,9 +141,11 @@ class Tracker:
             raise SettingsError(f"tracking.uri must begin with one of {', '.join(SCHEMES)}, got {self.uri!r}")
 
     @contextmanager
-    def pipeline_run(self, name: str, params: dict[str, Any], tags: dict[str, str] | None = None) -> Iterator[StageRun]:
-        """An open run that stage runs may name as their parent."""
-        with self._run(name, params, tags or {}) as run:
+    def pipeline_run(
+        self, name: str, params: dict[str, Any], tags: dict[str, str] | None = None, *, parent_id: str | None = None
+    ) -> Iterator[StageRun]:
+        """An open run that stage runs may name as their parent; itself under ``parent_id`` where it is one of many."""
+        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}) as run:
             yield run
 
     @contextmanager
@@ -155,8 +158,7 @@ class Tracker:
         tags: dict[str, str] | None = None,
     ) -> Iterator[StageRun]:
         """An open run under ``parent_id``, with the fingerprint of each stage it reads as a data set input."""
-        parent = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
-        with self._run(name, params, {**(tags or {}), **parent}) as run:
+        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}) as run:
             if fingerprints:
                 self._write("data fingerprints", lambda client: _log_inputs(client, run._known_id(), fingerprints))
             yield run
@@ -293,6 +295,15 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def _parent_tag(parent_id: str | None) -> dict[str, str]:
+    return {} if parent_id is None else {"mlflow.parentRunId": parent_id}
+
+
+def metric_name(text: str) -> str:
+    """``text`` with what MLflow refuses in the name of a metric or parameter replaced."""
+    return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", text)
 
 
 def _log_inputs(client: MlflowClient, run_id: str, fingerprints: dict[str, str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.backbones.choice import standardised
 from recranker.data.titles import clean_title
+from recranker.ranking.choice import standardised
 from recranker.ranking.fusion import best_first, fuse
 from recranker.ranking.utilities import paper_utilities, task_scores
 from recranker.tasks.prefix import build_prefix
@@ -149,11 +149,11 @@ def _prefix(history: Sequence[HistoryEntry], run: ServedRun, limits: ServeSettin
 
 
 def _is_like(entry: HistoryEntry, run: ServedRun) -> bool:
-    return bool(entry.liked) if entry.rating is None else entry.rating >= run.data.like_at_least
+    return bool(entry.liked) if entry.rating is None else entry.rating >= run.meaning.like_at_least
 
 
 def _is_dislike(entry: HistoryEntry, run: ServedRun) -> bool:
-    return entry.liked is False if entry.rating is None else entry.rating < run.data.dislike_below
+    return entry.liked is False if entry.rating is None else entry.rating < run.meaning.dislike_below
 
 
 def _title(text: str, place: str, run: ServedRun, limits: ServeSettings) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.settings import SETTINGS_FILE, JobSettings
+from recranker.data.facts import RatingMeaning, meaning_of
 from recranker.data.settings import DataSettings
 from recranker.errors import DataError
 from recranker.llm.settings import LLMSettings
@@ -28,6 +29,7 @@ class ServedRun:
     llm: LLMSettings
     instruct: InstructSettings
     data: DataSettings
+    meaning: RatingMeaning
     tasks: tuple[TaskName, ...]
     preset: Literal["recranker", "paper"]
     weights: dict[str, float]
@@ -35,7 +37,7 @@ class ServedRun:
     @property
     def scale(self) -> RatingScale:
         """The rating scale of the data."""
-        return RatingScale(self.data.rating_min, self.data.rating_max)
+        return RatingScale(self.meaning.rating_min, self.meaning.rating_max)
 
     @property
     def adapters(self) -> Path:
@@ -69,6 +71,7 @@ def read_run(settings: ServeSettings) -> ServedRun:
         llm=job.llm,
         instruct=job.instruct,
         data=job.data,
+        meaning=meaning_of(store.require("prepare").facts),
         tasks=job.tune.tasks,
         preset=fusion["preset"],
         weights=fusion["weights"],

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.sources import ROOT, imports_of
 
-BASE = ("errors", "schema", "settings", "randomness", "store", "progress")
+BASE = ("errors", "schema", "settings", "randomness", "store", "progress", "experiments")
 ORDER = ("data", "backbones", "sampling", "tasks", "llm", "ranking", "evaluation", "tracking", "distributed")
 OWNERS = {"ray": ("distributed",), "mlflow": ("tracking",), "torch": ("backbones", "llm", "distributed")}
 OWNERS |= {"transformers": ("llm",), "peft": ("llm",), "deepspeed": ("distributed",)}

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +10,7 @@ import pytest
 
 from recranker.errors import DataError, OutputError
 from recranker.schema import DRAWS, QUARANTINE, TABLES_OF
-from recranker.store import MANIFEST, Origin, Store, logical_hash, outside_fingerprint
+from recranker.store import LOCK, MANIFEST, Origin, Store, locked, logical_hash, outside_fingerprint
 
 ORIGIN = Origin("settings", "code", {})
 
@@ -95,6 +98,52 @@ def test_files_count_into_the_fingerprint(tmp_path: Path) -> None:
             (writer.files("adapter") / "weights").write_text(text)
         prints.append(store.require("tune").fingerprint)
     assert prints[0] != prints[1]
+
+
+def test_a_shared_store_keeps_an_output_per_origin(tmp_path: Path) -> None:
+    other = Origin("other settings", "code", {})
+    for origin, user in ((ORIGIN, "a"), (other, "b")):
+        with Store(str(tmp_path), shared=True).publish("sample", origin) as writer:
+            writer.write(DRAWS, draws((0, user)))
+    store = Store(str(tmp_path), shared=True)
+    assert store.manifest("sample") is None  # of no origin in particular there is nothing
+    for origin, user in ((ORIGIN, "a"), (other, "b")):
+        store.locate("sample", origin)
+        assert store.read("sample", DRAWS)["user_id"].to_pylist() == [user]
+    assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == sorted([ORIGIN.key, other.key])
+
+
+def test_a_leftover_in_a_shared_store_is_not_there_and_does_not_leak(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), shared=True)
+    torn = tmp_path / "sample" / f".{ORIGIN.key}.partial" / "draws"
+    torn.mkdir(parents=True)
+    pq.write_table(draws((9, "ghost")), torn / "part-99999.parquet")
+    store.locate("sample", ORIGIN)
+    assert store.manifest("sample") is None
+    publish(store, draws((0, "a")))
+    assert store.read("sample", DRAWS)["user_id"].to_pylist() == ["a"]
+
+
+def test_the_key_of_an_origin_follows_all_it_holds() -> None:
+    assert ORIGIN.key == Origin("settings", "code", {}).key
+    others = [Origin("x", "code", {}), Origin("settings", "x", {}), Origin("settings", "code", {"prepare": "x"})]
+    assert len({ORIGIN.key, *(one.key for one in others)}) == 4
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from recranker.store import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "new")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=f"new is in use by process {holder.pid} on "), locked(tmp_path / "new"):
+            pass
+        holder.kill()
+    with locked(tmp_path / "new"):
+        assert (tmp_path / "new" / LOCK).read_text().startswith(f"process {os.getpid()} ")
 
 
 def test_an_empty_table_survives(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from recranker import tracking
 from recranker.errors import SettingsError
-from recranker.tracking import MAX_PARAM_CHARACTERS, Tracker
+from recranker.tracking import MAX_PARAM_CHARACTERS, Tracker, metric_name
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,26 @@ def test_parent_and_child_are_read_back_with_all_they_hold(uri: str, client: Any
     assert [(one.dataset.name, one.dataset.digest) for one in inner.inputs.dataset_inputs] == [("prepare", "f" * 16)]
     assert sorted(one.path for one in client.list_artifacts(child.run_id)) == ["one.txt", "plots"]
     assert [one.path for one in client.list_artifacts(child.run_id, "plots")] == ["plots/one.txt"]
+
+
+def test_a_whole_run_may_itself_be_one_of_many(uri: str, client: Any) -> None:
+    tracker = Tracker(uri, "many")
+    with (
+        tracker.pipeline_run("experiment", {}) as outer,
+        tracker.pipeline_run("cell", {"seed": 0}, {"a": "b"}, parent_id=outer.run_id) as cell,
+        tracker.stage_run("stage", cell.run_id, {}, {}) as stage,
+    ):
+        pass
+    parents = [client.get_run(run.run_id).data.tags.get("mlflow.parentRunId") for run in (outer, cell, stage)]
+    assert parents == [None, outer.run_id, cell.run_id]
+    assert client.get_run(cell.run_id).data.tags["a"] == "b"
+
+
+def test_names_mlflow_refuses_are_made_ones_it_takes(uri: str, client: Any) -> None:
+    name = metric_name("summary/ml-100k/mf lr=0.1, ü/ndcg_at_3")
+    with Tracker(uri, "metric names").pipeline_run("one", {}) as run:
+        run.log_metrics({name: 0.5})
+    assert client.get_run(run.run_id).data.metrics == {"summary/ml-100k/mf lr_0.1_ _/ndcg_at_3": 0.5}
 
 
 def test_files_of_a_local_database_lie_beside_it(uri: str, client: Any) -> None:

@@ -1,26 +1,29 @@
-"""The retriever's top items for every target, with the signals that ranking may use.
+"""The candidates of every target, with the signals that ranking may use.
 
-Validation and test lists come from the full fold. Training lists come from the rolled-back fold,
-whose fits have not seen the target, so their scores and hints are as honest as at test.
+Validation and test lists are scored by the fits of the full fold. Training lists are scored by those of a rolled-back
+fold, which have not seen the target or anything later, so their scores and hints are as honest as at test.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recranker.backbones.evaluation import BLOCK
 from recranker.backbones.events import Interactions
-from recranker.backbones.fit import Fit
-from recranker.backbones.fits import Fits
+from recranker.backbones.fit import FactorFit, Fit, Queries
 from recranker.backbones.folds import Fold, FoldData, data_of
 from recranker.backbones.popularity import fit_popularity, like_counts
-from recranker.backbones.rating_predictor import constant_ratings, predict_ratings
+from recranker.backbones.rating_predictor import predict_ratings
+from recranker.backbones.retrieval import retrieve, scores_of
 from recranker.backbones.settings import BackboneSettings
-from recranker.backbones.topk import ItemSets, top_k
-from recranker.schema import FIT_EVENTS, USER_FACTORS
+from recranker.backbones.topk import ItemSets
+from recranker.schema import FIT_EVENTS, SIGNALS, USER_FACTORS
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class FoldFits:
     fold: Fold
     data: FoldData
     retriever: Fit
-    rating_predictor: Fit
+    rating_predictor: FactorFit
+    signals: Mapping[str, Fit]
+    """Further recommenders, by the name their scores go under."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class Targets:
     """The held-out likes of one split, and what is out of the race in each of their lists."""
 
     split: str
-    rows: NDArray[np.int64]
+    fold: str
+    """The fold whose fits score these lists."""
+    rows: Indices
     """``(lists,)`` rows of the interactions."""
     before: NDArray[np.int32]
     """``(lists,)`` sequence number at which the history ends."""
@@ -56,29 +63,67 @@ class Targets:
     """Per list."""
 
 
-def fold_fits(interactions: Interactions, fold: Fold, fits: Fits, scale: Scale) -> FoldFits:
-    """What was fitted on ``fold``.
+@dataclass(frozen=True)
+class Offers:
+    """What is offered to the user of each list, in order of list and rank."""
 
-    Where no feedback is a rating, every guess is the lowest rating that counts as a like: each event there is one,
-    nothing more is known, and a constant cannot tell candidates apart.
-    """
-    guess = constant_ratings(interactions.num_users, interactions.num_items, scale.like)
-    predictor = fits.get(f"rating_predictor/{fold.name}", guess)
-    return FoldFits(fold, data_of(interactions, fold), fits[f"retriever/{fold.name}"], predictor)
+    lists: Indices
+    """``(candidates,)`` which of the targets."""
+    items: Indices
+    """``(candidates,)``."""
+    scores: NDArray[np.float32]
+    """``(candidates,)`` the retriever's."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of one fold with all that is known about their candidates."""
+
+    table: pa.Table
+    """CANDIDATES but for the re-ranker's scores."""
+    signals: Mapping[str, NDArray[np.float32]]
+    """Per further recommender, its score of every candidate of the table, one list after another."""
+
+
+def all_targets(interactions: Interactions, folds: Sequence[Fold], settings: BackboneSettings) -> list[Targets]:
+    """Training targets of every rolled-back fold, then those of validation and test."""
+    known = settings.validation_in_history
+    found = [training_targets(interactions, fold) for fold in folds[1:]]
+    return found + [
+        held_out_targets(interactions, split, validation_in_history=known) for split in ("validation", "test")
+    ]
 
 
 def candidate_lists(
-    interactions: Interactions, full: FoldFits, rolled_back: FoldFits, settings: BackboneSettings, scale: Scale
-) -> pa.Table:
-    """All CANDIDATES rows but for the re-ranker's scores: a list per training, validation and test target."""
-    known = settings.validation_in_history
-    jobs = [(training_targets(interactions, rolled_back.fold), rolled_back)]
-    for split in ("validation", "test"):
-        jobs.append((held_out_targets(interactions, split, validation_in_history=known), full))
-    tables = [
-        make_candidates(interactions, targets, fits, num_candidates=settings.num_candidates, scale=scale)
-        for targets, fits in jobs
+    interactions: Interactions,
+    targets: Sequence[Targets],
+    folds: Sequence[FoldFits],
+    offers: Sequence[Offers],
+    scale: Scale,
+) -> Lists:
+    """A list per target, with the signals of the target's own fold."""
+    by_name = {one.fold.name: one for one in folds}
+    parts = [
+        describe(interactions, asked, by_name[asked.fold], offered, scale)
+        for asked, offered in zip(targets, offers, strict=True)
     ]
+    names = list(folds[0].signals)
+    signals = {name: np.concatenate([part.signals[name] for part in parts]) for name in names}
+    return Lists(pa.concat_tables([part.table for part in parts]), signals)
+
+
+def signal_rows(lists: Lists) -> pa.Table:
+    """SIGNALS rows of the further recommenders."""
+    lengths = pc.list_value_length(lists.table["candidate_ids"]).to_numpy()
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tables = [SIGNALS.schema.empty_table()]
+    for name, scores in lists.signals.items():
+        columns = {
+            "list_id": lists.table["list_id"],
+            "signal": pa.array([name] * len(lengths), pa.string()),
+            "scores": _lists(starts, pa.array(scores)),
+        }
+        tables.append(pa.table(columns, schema=SIGNALS.schema))
     return pa.concat_tables(tables)
 
 
@@ -91,12 +136,12 @@ def count_lists(candidates: pa.Table) -> dict[str, int]:
     return counts
 
 
-def popularity_hits(interactions: Interactions, full: FoldFits, settings: BackboneSettings, scale: Scale) -> int:
+def popularity_hits(interactions: Interactions, full: FoldFits, settings: BackboneSettings) -> int:
     """Test lists that hold their target when popularity alone proposes the candidates."""
     targets = held_out_targets(interactions, "test", validation_in_history=settings.validation_in_history)
     popular = replace(full, retriever=fit_popularity(full.data))
-    table = make_candidates(interactions, targets, popular, num_candidates=settings.num_candidates, scale=scale)
-    return int(pc.sum(table["hit"]).as_py() or 0)
+    offers = make_offers(interactions, targets, popular, num_candidates=settings.num_candidates)
+    return int((offers.items == interactions.items[targets.rows][offers.lists]).sum())
 
 
 def training_targets(interactions: Interactions, rolled_back: Fold) -> Targets:
@@ -109,14 +154,15 @@ def training_targets(interactions: Interactions, rolled_back: Fold) -> Targets:
     held_out = [interactions.rows(split) for split in ("validation", "test")]
     likes = np.concatenate([interactions.rows("train", likes_only=True), *held_out])
     masked = _likes_per_list(interactions, rows, likes)
-    return Targets("train", rows, interactions.sequences[rows], masked)
+    return Targets("train", rolled_back.name, rows, interactions.sequences[rows], masked)
 
 
 def held_out_targets(interactions: Interactions, split: str, *, validation_in_history: bool) -> Targets:
     """The targets of 'validation' or 'test'; the user's training likes are masked.
 
     In a test list the validation like is masked and part of the history when ``validation_in_history``;
-    otherwise the history ends before it and it may be a candidate, as in the paper.
+    otherwise the history ends before it and it may be a candidate, as in the paper. What the user had liked by then
+    and is no training event (a split by time leaves such) is no news and masked too.
     """
     rows = interactions.rows(split)
     likes = interactions.rows("train", likes_only=True)
@@ -128,35 +174,61 @@ def held_out_targets(interactions: Interactions, split: str, *, validation_in_hi
         until = np.full(interactions.num_users, np.iinfo(np.int32).max, dtype=np.int32)
         until[interactions.users[validation]] = interactions.sequences[validation]
         before = np.minimum(before, until[interactions.users[rows]])
-    return Targets(split, rows, before, _likes_per_list(interactions, rows, likes))
+    masked = _likes_per_list(interactions, rows, likes, interactions.rows("unused", likes_only=True), before)
+    return Targets(split, "full", rows, before, masked)
 
 
-def make_candidates(
-    interactions: Interactions, targets: Targets, fits: FoldFits, *, num_candidates: int, scale: Scale
-) -> pa.Table:
-    """One list per target; a list is shorter only where fewer items are left to offer.
+def make_offers(interactions: Interactions, targets: Targets, fits: FoldFits, *, num_candidates: int) -> Offers:
+    """The retriever's best items for each target; a list is shorter only where fewer items are left to offer.
 
     Items without a like in the fold are never offered; a target without one gives a list without hit.
     """
-    popularity = like_counts(fits.data)
-    lists, items, scores = _top_items(interactions, targets, fits.retriever, popularity > 0, num_candidates)
+    queries = Histories(interactions).queries(interactions.users[targets.rows], targets.before)
+    eligible = like_counts(fits.data) > 0
+    return Offers(*retrieve(fits.retriever, queries, num_candidates, masked=targets.masked, eligible=eligible))
+
+
+def describe(interactions: Interactions, targets: Targets, fits: FoldFits, offers: Offers, scale: Scale) -> Lists:
+    """The offers as lists, with what the fold's fits say about each candidate."""
+    lists, items = offers.lists, offers.items
     users = interactions.users[targets.rows]
     guesses = predict_ratings(fits.rating_predictor, users[lists], items, lowest=scale.lowest, highest=scale.highest)
     hit = np.zeros(len(targets.rows), dtype=np.bool_)
     hit[lists[items == interactions.items[targets.rows][lists]]] = True
     starts = np.searchsorted(lists, np.arange(len(targets.rows) + 1))
     columns = {
-        **_identity(interactions, targets, fits.fold.name),
+        **_identity(interactions, targets),
         "hit": pa.array(hit),
         "candidate_ids": _lists(starts, interactions.item_ids.take(pa.array(items))),
-        "backbone_scores": _lists(starts, pa.array(scores)),
+        "backbone_scores": _lists(starts, pa.array(offers.scores)),
         "predicted_ratings": _lists(starts, pa.array(guesses)),
-        "popularity": _lists(starts, pa.array(popularity[items].astype(np.float32))),
+        "popularity": _lists(starts, pa.array(like_counts(fits.data)[items].astype(np.float32))),
     }
-    return pa.table(columns)
+    queries = Histories(interactions).queries(users, targets.before)
+    return Lists(pa.table(columns), {name: scores_of(fit, queries, lists, items) for name, fit in fits.signals.items()})
 
 
-def fit_events(interactions: Interactions, folds: tuple[Fold, ...]) -> pa.Table:
+@dataclass(frozen=True)
+class Histories:
+    """What each user had liked by a given place of the history; test targets are never part of it."""
+
+    interactions: Interactions
+
+    def queries(self, users: Indices, before: NDArray[np.int32]) -> Queries:
+        """Training and validation likes of each user that stand before the given sequence number."""
+        rows, keys = self._liked
+        starts, ends = np.searchsorted(keys, users << 32), np.searchsorted(keys, (users << 32) + before)
+        return Queries(users, ItemSets.slices(self.interactions.items[rows], starts, ends))
+
+    @cached_property
+    def _liked(self) -> tuple[Indices, Indices]:
+        """Rows of the likes a history may hold, and their user and sequence as one rising number."""
+        one = self.interactions
+        rows = np.flatnonzero(one.likes & np.isin(one.splits, ("train", "validation")))
+        return rows, (one.users[rows] << 32) + one.sequences[rows]
+
+
+def fit_events(interactions: Interactions, folds: Sequence[Fold]) -> pa.Table:
     """FIT_EVENTS rows: every event some fit of each fold saw."""
     tables = []
     for fold in folds:
@@ -182,31 +254,30 @@ def user_factors(interactions: Interactions, retriever: Fit) -> pa.Table:
     return USER_FACTORS.conform(table, where="user_factors")
 
 
-def _likes_per_list(interactions: Interactions, rows: NDArray[np.int64], likes: NDArray[np.int64]) -> ItemSets:
-    """Items of ``likes`` by the user of each list, without the list's own target."""
-    by_user = ItemSets.of(interactions.users[likes], interactions.items[likes], interactions.num_users)
-    lists, items = by_user.pairs(interactions.users[rows])
+def _likes_per_list(
+    interactions: Interactions,
+    rows: Indices,
+    likes: Indices,
+    early: Indices | None = None,
+    before: NDArray[np.int32] | None = None,
+) -> ItemSets:
+    """Items of ``likes``, and those of ``early`` that stand before the list's end, without the list's own target."""
+    lists, found = _rows_per_list(interactions, rows, likes)
+    if early is not None and before is not None:
+        also, more = _rows_per_list(interactions, rows, early)
+        past = interactions.sequences[more] < before[also]
+        lists, found = np.concatenate([lists, also[past]]), np.concatenate([found, more[past]])
+    items = interactions.items[found]
     others = items != interactions.items[rows][lists]
     return ItemSets.of(lists[others], items[others], len(rows))
 
 
-def _top_items(
-    interactions: Interactions, targets: Targets, retriever: Fit, eligible: NDArray[np.bool_], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """List, item and score of every candidate, in order of list and rank."""
-    found = []
-    for start in range(0, max(len(targets.rows), 1), BLOCK):
-        block = np.arange(start, min(start + BLOCK, len(targets.rows)))
-        scores = retriever.scores(interactions.users[targets.rows[block]])
-        scores[:, ~eligible] = -np.inf
-        scores[targets.masked.pairs(block)] = -np.inf
-        rows, items = top_k(scores, k)
-        found.append((rows + start, items, scores[rows, items]))
-    lists, items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return lists, items, scores
+def _rows_per_list(interactions: Interactions, rows: Indices, likes: Indices) -> tuple[Indices, Indices]:
+    """List and row of every one of ``likes`` by the user of each list."""
+    return ItemSets.of(interactions.users[likes], likes, interactions.num_users).pairs(interactions.users[rows])
 
 
-def _identity(interactions: Interactions, targets: Targets, fold: str) -> dict[str, pa.Array]:
+def _identity(interactions: Interactions, targets: Targets) -> dict[str, pa.Array]:
     user_ids = interactions.user_ids.take(pa.array(interactions.users[targets.rows]))
     target_ids = interactions.item_ids.take(pa.array(interactions.items[targets.rows]))
     split = pa.array([targets.split] * len(targets.rows), pa.string())
@@ -217,9 +288,9 @@ def _identity(interactions: Interactions, targets: Targets, fold: str) -> dict[s
         "target_id": target_ids,
         "target_rating": pa.array(interactions.ratings[targets.rows], from_pandas=True),  # NaN becomes null
         "before": pa.array(targets.before, pa.int32()),
-        "fold": pa.array([fold] * len(targets.rows), pa.string()),
+        "fold": pa.array([targets.fold] * len(targets.rows), pa.string()),
     }
 
 
-def _lists(starts: NDArray[np.int64], values: pa.Array) -> pa.ListArray:
+def _lists(starts: Indices, values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)

@@ -24,6 +24,8 @@ class Interactions:
     """``(N,)``; NaN where the feedback is implicit."""
     sequences: NDArray[np.int32]
     """``(N,)`` place in the user's history, 0 = oldest."""
+    times: NDArray[np.float64]
+    """``(N,)`` UTC seconds; NaN where the source has no time."""
     likes: NDArray[np.bool_]
     """``(N,)`` whether the feedback is 'like'."""
     splits: NDArray[np.str_]
@@ -55,6 +57,7 @@ def index_interactions(table: pa.Table) -> Interactions:
         items,
         pc.fill_null(table["rating"], float("nan")).to_numpy().astype(np.float32),
         table["sequence"].to_numpy().astype(np.int32),
+        pc.fill_null(table["timestamp"].cast(pa.float64()), float("nan")).to_numpy(),
         pc.equal(table["feedback"], "like").to_numpy().astype(np.bool_),
         np.asarray(table["split"].to_pylist(), dtype=np.str_),
     )

@@ -6,12 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recranker.backbones.folds import FoldData
+from recranker.backbones.topk import ItemSets
 from recranker.randomness import key_of, mix, uniforms
 
 MAX_TRIES = 20
 """Draws for one negative before a known like is accepted: a user who likes nearly everything has few others."""
 
-Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | NDArray[np.float32]]
+TABLE_CELLS = 1 << 27
+"""Up to so many pairs of user and item (128 MB) likes are looked up in a table, beyond by bisection."""
+
+PADDING = -1
+"""Stands where a sequence has no item."""
+
+Indices = NDArray[np.int64]
+Columns = tuple[NDArray[np.int64] | NDArray[np.float32], ...]
 
 
 class Examples(Protocol):
@@ -19,45 +27,109 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def columns(self, epoch: int, events: NDArray[np.int64]) -> Columns:
-        """Users, items, and a third column of the numbered ``events``, the same whoever asks and in whatever slices."""
+    def columns(self, epoch: int, events: Indices) -> Columns:
+        """One row per numbered event in each column, the same whoever asks and in whatever slices."""
         ...
+
+
+class Negatives:
+    """Items not known to be liked, uniform over those somebody likes."""
+
+    def __init__(self, fold: FoldData, key: tuple[str | int, ...]) -> None:
+        self.key = key
+        self.catalogue = np.unique(fold.like_items)
+        self.num_items = fold.num_items
+        self.known = np.unique(fold.like_users * fold.num_items + fold.like_items)
+        self.table = np.zeros(0, np.bool_)
+        if fold.num_users * fold.num_items <= TABLE_CELLS:
+            self.table = np.zeros(fold.num_users * fold.num_items, np.bool_)
+            self.table[self.known] = True
+
+    def draw(self, epoch: int, events: Indices, users: Indices, count: int) -> Indices:
+        """``(events, count)`` items, keyed by (key, epoch, event number, place)."""
+        base = np.full(len(events) * count, key_of(*self.key, "negatives", epoch), dtype=np.uint64)
+        places = (events[:, None] * count + np.arange(count)).reshape(-1)
+        keys, owners = mix(base, places.astype(np.uint64)), np.repeat(users, count)
+        drawn = np.zeros(len(keys), dtype=np.int64)
+        open_ = np.arange(len(keys))
+        for attempt in range(MAX_TRIES):
+            chosen = (uniforms(keys[open_], attempt) * len(self.catalogue)).astype(np.int64)
+            drawn[open_] = self.catalogue[chosen]
+            open_ = open_[self._is_liked(owners[open_], drawn[open_])]
+            if not len(open_):
+                break
+        return drawn.reshape(len(events), count)
+
+    def _is_liked(self, users: Indices, items: Indices) -> NDArray[np.bool_]:
+        pairs = users * self.num_items + items
+        if len(self.table):
+            return np.asarray(self.table[pairs], dtype=np.bool_)
+        places = np.minimum(np.searchsorted(self.known, pairs), len(self.known) - 1)
+        return np.asarray(self.known[places] == pairs, dtype=np.bool_)
 
 
 class LikeExamples:
     """A user, an item the user likes, and an item drawn among those not known to be liked."""
 
     def __init__(self, fold: FoldData, key: tuple[str | int, ...]) -> None:
-        self.users, self.items, self.key = fold.like_users, fold.like_items, key
-        self.catalogue = np.unique(fold.like_items)
-        self.num_items = fold.num_items
-        self.known = np.unique(self.users * self.num_items + self.items)
+        self.users, self.items, self.negatives = fold.like_users, fold.like_items, Negatives(fold, key)
 
     def __len__(self) -> int:
         return len(self.users)
 
-    def columns(self, epoch: int, events: NDArray[np.int64]) -> Columns:
-        return self.users[events], self.items[events], self.negatives(epoch, events)
+    def columns(self, epoch: int, events: Indices) -> Columns:
+        users = self.users[events]
+        return users, self.items[events], self.negatives.draw(epoch, events, users, 1)[:, 0]
 
-    def negatives(self, epoch: int, events: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``(events,)`` uniform over the items somebody likes, keyed by (key, epoch, event number)."""
-        base = np.full(len(events), key_of(*self.key, "negatives", epoch), dtype=np.uint64)
+
+class MixedExamples(LikeExamples):
+    """As ``LikeExamples`` with many negatives, and the share of the liked item in each layer's mixed negative."""
+
+    def __init__(self, fold: FoldData, key: tuple[str | int, ...], *, negatives: int, layers: int) -> None:
+        super().__init__(fold, key)
+        self.key, self.count, self.layers = key, negatives, layers
+
+    def columns(self, epoch: int, events: Indices) -> Columns:
+        users = self.users[events]
+        others = self.negatives.draw(epoch, events, users, self.count)
+        base = np.full(len(events), key_of(*self.key, "shares", epoch), dtype=np.uint64)
         keys = mix(base, events.astype(np.uint64))
-        drawn = np.zeros(len(events), dtype=np.int64)
-        open_ = np.arange(len(events))
-        for attempt in range(MAX_TRIES):
-            places = (uniforms(keys[open_], attempt) * len(self.catalogue)).astype(np.int64)
-            drawn[open_] = self.catalogue[places]
-            open_ = open_[self._is_liked(self.users[events[open_]], drawn[open_])]
-            if not len(open_):
-                break
-        return drawn
+        shares = np.stack([uniforms(keys, layer) for layer in range(self.layers + 1)], axis=1)
+        return users, self.items[events], others, shares.astype(np.float32)
 
-    def _is_liked(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
-        pairs = users * self.num_items + items
-        places = np.searchsorted(self.known, pairs)
-        found: NDArray[np.bool_] = self.known[np.minimum(places, len(self.known) - 1)] == pairs
-        return found
+
+class SequenceExamples:
+    """Stretches of a user's likes, each with the like that follows at every place.
+
+    A history longer than ``max_length`` is cut into several stretches from its end, so that every like but the
+    first is predicted once.
+    """
+
+    def __init__(self, fold: FoldData, key: tuple[str | int, ...], *, max_length: int, negatives: int | None) -> None:
+        histories = ItemSets.of(fold.like_users, fold.like_items, fold.num_users)
+        self.items, self.count = histories.items, negatives
+        self.max_length, self.negatives = max_length, Negatives(fold, key)
+        per_user = np.maximum(-(-(histories.lengths - 1) // max_length), 0)
+        self.users = np.repeat(np.arange(fold.num_users), per_user)
+        nth = np.arange(len(self.users)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+        self.ends = histories.starts[self.users + 1] - nth * max_length  # one behind the last like to predict
+        self.starts = np.maximum(histories.starts[self.users], self.ends - max_length - 1)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def columns(self, epoch: int, events: Indices) -> Columns:
+        """Inputs and targets ``(events, max_length)`` from the left, ``PADDING`` behind; then negatives, if any."""
+        starts, lengths = self.starts[events], (self.ends - self.starts)[events] - 1
+        places = starts[:, None] + np.arange(self.max_length)
+        inside = np.arange(self.max_length) < lengths[:, None]
+        last = len(self.items) - 1
+        inputs, targets = (
+            np.where(inside, self.items[np.minimum(places + step, last)], PADDING).astype(np.int64) for step in (0, 1)
+        )
+        if self.count is None:
+            return inputs, targets
+        return inputs, targets, self.negatives.draw(epoch, events, self.users[events], self.count)
 
 
 class RatingExamples:
@@ -69,5 +141,5 @@ class RatingExamples:
     def __len__(self) -> int:
         return len(self.users)
 
-    def columns(self, epoch: int, events: NDArray[np.int64]) -> Columns:
+    def columns(self, epoch: int, events: Indices) -> Columns:
         return self.users[events], self.items[events], self.ratings[events]

@@ -1,7 +1,7 @@
-"""The two views of the training events: all of them, and one that stands earlier in time.
+"""Views of the training events: all of them, and some that stand earlier in time.
 
-Whatever the ``rolled_back`` fold scores is out of fold for the training targets: no fit of it has
-seen them or anything that came later in their users' histories.
+Whatever a rolled-back fold scores is out of fold for its training targets: no fit of it has seen them or anything
+that came later in their users' histories. Each further roll costs one more fit of every model.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Fold:
     """What the fits of one fold may see."""
 
     name: str
-    """'full' or 'rolled_back'."""
+    """'full', 'rolled_back', or 'rolled_back_1' (the earliest), 'rolled_back_2', ... where there are several."""
     rows: NDArray[np.int64]
     """Rows of the interactions that a fit sees, ascending."""
     targets: NDArray[np.int64]
@@ -51,30 +51,43 @@ class FoldData:
     """``(validation,)`` their targets."""
 
 
-def make_folds(interactions: Interactions, settings: BackboneSettings) -> tuple[Fold, Fold]:
-    """The full and the rolled-back fold."""
+def make_folds(interactions: Interactions, settings: BackboneSettings) -> tuple[Fold, ...]:
+    """The full fold, then the rolled-back ones, the earliest first."""
     full = Fold("full", interactions.rows("train"), np.empty(0, np.int64))
-    return full, roll_back(interactions, settings.rolled_back_share, settings.max_targets_per_user)
+    share, most = settings.rolled_back_share, settings.max_targets_per_user
+    return full, *roll_back(interactions, settings.rolls, share, most)
 
 
-def roll_back(interactions: Interactions, share: float, max_targets: int) -> Fold:
-    """Training events without each user's latest ``share`` of likes and all that came at or after the first of these.
+def roll_back(interactions: Interactions, rolls: int, share: float, max_targets: int) -> tuple[Fold, ...]:
+    """``rolls`` folds that each end, user by user, where their own training targets begin.
 
-    Between 1 and ``max_targets`` targets for a user with at least ``MIN_LIKES`` training likes, none below.
+    A user's latest ``share`` of training likes become targets: between 1 and ``max_targets`` with at least
+    ``MIN_LIKES`` training likes, none below. They are dealt to the folds in stretches, the earliest to the first
+    fold; a user with fewer targets than folds has them in the last ones.
     """
     likes = interactions.rows("train", likes_only=True)
     users = interactions.users[likes]
     counts = np.bincount(users, minlength=interactions.num_users)
     held = np.clip((share * counts).astype(np.int64), 1, max_targets)
     held[counts < MIN_LIKES] = 0
-    ends = np.cumsum(counts)
-    from_last = ends[users] - np.arange(len(likes))  # 1 = the user's latest like; rows are sorted by (user, sequence)
-    targets = likes[from_last <= held[users]]
+    from_last = np.cumsum(counts)[users] - np.arange(len(likes)) - 1  # 0 = the user's latest like
+    targets = from_last < held[users]
+    stretch = rolls - 1 - from_last * rolls // np.maximum(held[users], max(rolls, 1))
+    names = ["rolled_back"] if rolls == 1 else [f"rolled_back_{number}" for number in range(1, rolls + 1)]
+    return tuple(
+        Fold(
+            name, _rows_before(interactions, likes[targets & (stretch >= number)]), likes[targets & (stretch == number)]
+        )
+        for number, name in enumerate(names)
+    )
+
+
+def _rows_before(interactions: Interactions, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Training rows without what came at or after a user's first target."""
     cut = np.full(interactions.num_users, np.iinfo(np.int32).max, dtype=np.int64)
     np.minimum.at(cut, interactions.users[targets], interactions.sequences[targets])
     train = interactions.rows("train")
-    rows = train[interactions.sequences[train] < cut[interactions.users[train]]]
-    return Fold("rolled_back", rows, targets)
+    return train[interactions.sequences[train] < cut[interactions.users[train]]]
 
 
 def data_of(interactions: Interactions, fold: Fold) -> FoldData:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recranker.backbones.fit import FactorFit
 from recranker.randomness import generator
 
 INITIAL_SPREAD = 0.1
@@ -23,13 +24,17 @@ class MF(nn.Module):
         self.items = initial_embeddings(num_items, dim, (*key, "items"))
         self.l2 = l2
 
-    def loss(self, users_B: Tensor, items_B: Tensor, third_B: Tensor) -> Tensor:
-        """BPR and L2, summed over events; ``third`` holds the negative items."""
-        rows = take(self.users, users_B), take(self.items, items_B), take(self.items, third_B)
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+    def loss(self, *columns: Tensor) -> Tensor:
+        """BPR and L2, summed over events; columns: users, liked items, other items."""
+        users_B, liked_B, other_B = columns
+        rows = take(self.users, users_B), take(self.items, liked_B), take(self.items, other_B)
         return bpr_loss(*rows) + self.l2 * squared_norm(*rows)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.users, self.items
+    def fit(self) -> FactorFit:
+        return factor_fit(self.users, self.items)
 
 
 def bpr_loss(users_BD: Tensor, liked_BD: Tensor, other_BD: Tensor) -> Tensor:
@@ -55,3 +60,9 @@ def initial_embeddings(num_rows: int, dim: int, key: tuple[str | int, ...]) -> n
     """``(num_rows, dim)`` keyed normal numbers, the same on every worker."""
     values = generator(*key, "initial").normal(0.0, INITIAL_SPREAD, (num_rows, dim))
     return nn.Parameter(torch.from_numpy(values.astype(np.float32)))
+
+
+def factor_fit(users_UD: Tensor, items_ID: Tensor) -> FactorFit:
+    """The recommender whose score is the inner product of these embeddings."""
+    users, items = (table.detach().cpu().numpy().copy() for table in (users_UD, items_ID))
+    return FactorFit(users, items)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.backbones.fit import Fit
+from recranker.backbones.fit import FactorFit
 from recranker.backbones.folds import FoldData
 
 
@@ -13,7 +13,7 @@ def like_counts(fold: FoldData) -> NDArray[np.int64]:
     return counts
 
 
-def fit_popularity(fold: FoldData) -> Fit:
+def fit_popularity(fold: FoldData) -> FactorFit:
     """Scores every item by its likes, the same for all users."""
     counts = like_counts(fold).astype(np.float32)[:, None]
-    return Fit(np.ones((fold.num_users, 1), np.float32), counts)
+    return FactorFit(np.ones((fold.num_users, 1), np.float32), counts)

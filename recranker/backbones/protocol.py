@@ -1,4 +1,4 @@
-"""What every conventional recommender promises: factors whose inner product is the score.
+"""What the shared training loop asks of a model (``training.train``).
 
 Shapes: ``U`` users, ``I`` items, ``B`` events of a batch, ``D`` factors.
 """
@@ -8,20 +8,26 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from recranker.backbones.fit import Fit
+
 
 class Backbone(Protocol):
-    """A model the shared training loop can fit (``training.train``)."""
+    """A model that learns from batches of events."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What Adam moves."""
         ...
 
-    def loss(self, users_B: Tensor, items_B: Tensor, third_B: Tensor) -> Tensor:
-        """Loss *summed* over the events: ``third`` is a negative item or a rating."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw what changes from epoch to epoch, the same on every worker."""
         ...
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """``(U, D)`` and ``(I, D)``; the score is their inner product."""
+    def loss(self, *columns: Tensor) -> Tensor:
+        """Loss *summed* over the events whose columns are given, so that workers may share a batch."""
+        ...
+
+    def fit(self) -> Fit:
+        """The recommender as it is now."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

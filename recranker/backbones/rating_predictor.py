@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recranker.backbones.fit import Fit
-from recranker.backbones.mf import initial_embeddings, squared_norm, take
+from recranker.backbones.fit import FactorFit
+from recranker.backbones.mf import factor_fit, initial_embeddings, squared_norm, take
 
 
 class RatingPredictor(nn.Module):
@@ -45,33 +45,37 @@ class RatingPredictor(nn.Module):
         self.mean = mean
         self.l2 = l2
 
-    def loss(self, users_B: Tensor, items_B: Tensor, third_B: Tensor) -> Tensor:
-        """Squared error and L2, summed over events; ``third`` holds the ratings."""
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+    def loss(self, *columns: Tensor) -> Tensor:
+        """Squared error and L2, summed over events; columns: users, items, ratings."""
+        users_B, items_B, ratings_B = columns
         users_BD, user_bias_B1 = take(self.users, users_B), take(self.user_bias, users_B)
         items_BD, item_bias_B1 = take(self.items, items_B), take(self.item_bias, items_B)
         guesses_B = self.mean + (users_BD * items_BD).sum(dim=1) + (user_bias_B1 + item_bias_B1).squeeze(1)
-        return (third_B - guesses_B).square().sum() + self.l2 * squared_norm(
+        return (ratings_B - guesses_B).square().sum() + self.l2 * squared_norm(
             users_BD, user_bias_B1, items_BD, item_bias_B1
         )
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def fit(self) -> FactorFit:
         """Factors widened by two, so that biases and mean are part of the inner product."""
         ones_U1, ones_I1 = torch.ones_like(self.user_bias), torch.ones_like(self.item_bias)
         users = torch.cat([self.users * self.seen_users, self.user_bias, ones_U1], dim=1)
         items = torch.cat([self.items * self.seen_items, ones_I1, self.item_bias + self.mean], dim=1)
-        return users, items
+        return factor_fit(users, items)
 
 
 def predict_ratings(
-    fit: Fit, users: NDArray[np.int64], items: NDArray[np.int64], *, lowest: float, highest: float
+    fit: FactorFit, users: NDArray[np.int64], items: NDArray[np.int64], *, lowest: float, highest: float
 ) -> NDArray[np.float32]:
     """``(pairs,)`` the guess for each pair, clipped to the rating scale."""
     return np.clip(fit.pair_scores(users, items), np.float32(lowest), np.float32(highest))
 
 
-def constant_ratings(num_users: int, num_items: int, value: float) -> Fit:
+def constant_ratings(num_users: int, num_items: int, value: float) -> FactorFit:
     """A predictor that always guesses ``value``: all that can be said where feedback is implicit."""
-    return Fit(np.ones((num_users, 1), np.float32), np.full((num_items, 1), value, np.float32))
+    return FactorFit(np.ones((num_users, 1), np.float32), np.full((num_items, 1), value, np.float32))
 
 
 def _seen(indices: NDArray[np.int64], count: int) -> Tensor:

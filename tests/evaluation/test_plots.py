@@ -1,9 +1,13 @@
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from recranker.evaluation.plots import GROUPS, group_of, plot_results
+from recranker.evaluation.plots import GROUPS, curves_svg, plot_results, results_svg
+from recranker.evaluation.rows import group_of
 from recranker.schema import RESULTS
 
 
@@ -33,3 +37,24 @@ def test_plot_of_a_backbone_alone(tmp_path: Path) -> None:
 def test_rows_are_grouped_by_what_made_them(row: str, group: str) -> None:
     assert group_of(row) == group
     assert group in GROUPS
+
+
+def test_svg_takes_the_pages_colours_and_is_well_formed_and_the_same_each_time() -> None:
+    made = results_svg(results("backbone", "hybrid"))
+    ElementTree.fromstring(made)
+    assert not re.search(r"#[0-9a-f]{6}\b", made)  # every colour is a variable that dark mode can change
+    assert "http" not in made.replace("http://www.w3.org", "")
+    assert made == results_svg(results("backbone", "hybrid"))
+
+
+def test_names_of_rows_are_text_in_an_svg_and_never_formulas_or_markup() -> None:
+    made = curves_svg({"backbone": np.array([0.1, 0.2]), "<b>$\\frac": np.array([0.2, 0.3])})
+    assert "&lt;b&gt;$\\frac" in made
+
+
+def test_ids_of_two_pictures_on_one_page_differ() -> None:
+    first, second = results_svg(results("backbone")), curves_svg({"backbone": np.array([0.1, 0.2])})
+    ids = [set(re.findall(r'id="([^"]+)"', one)) for one in (first, second)]
+    assert not ids[0] & ids[1]
+    for one in (first, second):
+        assert set(re.findall(r'href="#([^"]+)"', one)) <= set(re.findall(r'id="([^"]+)"', one))

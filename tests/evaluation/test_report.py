@@ -1,244 +1,117 @@
-import io
-from typing import Any
+import re
+import time
+from html.parser import HTMLParser
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from rich.console import Console
 
-from recranker.errors import DataError
-from recranker.evaluation.report import (
-    among_hits,
-    build_results,
-    difference_text,
-    format_table,
-    metrics_of,
-    ordered,
-    results_json,
-)
-from recranker.schema import RANKINGS, RESULTS
-from tests.tables import candidate_list, candidates, interactions
+from recranker.evaluation.evaluate import Evaluation, evaluate
+from recranker.evaluation.report import Background, build_report, featured
+from tests.evaluation.made_up import made_up
 
-SECOND, THIRD = 1 / np.log2(3), 1 / np.log2(4)
-ITEMS = ["a", "b", "c", "d", "e", "f"]
-TARGETS = {"u1": "b", "u2": "d", "u3": "x", "u4": "a"}  # u3's target was not retrieved
-HITS = ("u1", "u2", "u4")
+FACTS = {"source": "toy <data>", "has_time": True, "likes_mean": "a rating of at least 4", "counts": {"users": 1234}}
+BIAS = {"tuned": {"first_slot_rate": 0.1, "first_slot_chance": 0.1, "kendall_tau": -0.2}}
+WEIGHTS = {"learned_weights": {"listwise": 0.7, "pairwise": 0.0}}
 
 
-def events(**targets: str) -> pa.Table:
-    return interactions(*[(user, item, 5, "like", "test") for user, item in (targets or TARGETS).items()])
+@pytest.fixture(scope="module")
+def found() -> Evaluation:
+    return evaluate(**vars(made_up()), samples=200, seed=0)
 
 
-def lists(**changes: Any) -> pa.Table:
-    rows = [candidate_list(user, "test", target, ITEMS, **changes) for user, target in TARGETS.items()]
-    return candidates(*rows, candidate_list("u1", "validation", "c", ITEMS))
+def report(found: Evaluation, served: str = "hybrid", **changes: object) -> str:
+    parts = {"facts": FACTS, "settings": {"seed": 0}, "bias": BIAS, "weights": WEIGHTS} | changes
+    return build_report(found, Background("toy", served, **parts))  # type: ignore[arg-type]
 
 
-def rankings(row: str, **orders: str) -> pa.Table:
-    """RANKINGS of one ranker from an order per user, each item a letter."""
-    rows = [
-        {"list_id": f"test/{user}/{TARGETS[user]}", "user_id": user, "split": "test", "row": row}
-        | {"item_ids": list(order), "scores": [-float(place) for place in range(len(order))]}
-        for user, order in orders.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=RANKINGS.schema)
+@pytest.fixture(scope="module")
+def default_page(found: Evaluation) -> str:
+    return report(found)
 
 
-def same_for_all(row: str, order: str) -> pa.Table:
-    return rankings(row, **dict.fromkeys(HITS, order))
+class _Balance(HTMLParser):
+    """Counts tags that are opened and not closed."""
 
+    VOID = ("meta", "link", "input")
 
-NONE = pa.Table.from_pylist([], schema=RANKINGS.schema)
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
 
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
 
-def built(*tables: pa.Table, **parts: pa.Table) -> dict[str, dict[str, Any]]:
-    """The results by row."""
-    ranked = pa.concat_tables([NONE, *tables])
-    made = build_results(parts.get("events", events()), parts.get("lists", lists()), ranked, samples=200, seed=0)
-    return {row["row"]: row for row in RESULTS.conform(made, where="test").to_pylist()}
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
 
-def test_baselines_worked_by_hand_over_all_test_users() -> None:
-    rows = built()
-    backbone = rows["backbone"]  # targets in places 2, 4, 1 and nowhere
-    assert backbone["hr_at_3"] == 2 / 4
-    assert backbone["ndcg_at_3"] == pytest.approx((SECOND + 1) / 4)
-    assert backbone["hr_at_5"] == 3 / 4
-    assert backbone["ndcg_at_5"] == pytest.approx((SECOND + 1 / np.log2(5) + 1) / 4)
-    assert (backbone["users"], backbone["users_with_hit"]) == (4, 3)
-    assert [rows["oracle"][name] for name in ("hr_at_3", "ndcg_at_5")] == [0.75, 0.75]
-    assert rows["random"]["hr_at_3"] == pytest.approx(0.75 * 3 / 6)
-    assert rows["random"]["ndcg_at_3"] == pytest.approx(0.75 * (1 + SECOND + THIRD) / 6)
-    assert list(rows) == ["backbone", "random", "oracle", "popularity", "conventional"]
+def test_the_page_is_balanced_has_no_id_twice_and_no_outside_resource(default_page: str) -> None:
+    made, seen = default_page, _Balance()
+    seen.feed(made)
+    assert seen.open == []
+    assert len(seen.ids) == len(set(seen.ids))
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\((?!#)|@import""", made)
+    for target in re.findall(r'href="#([^"]+)"', made):
+        assert target in seen.ids
 
 
-def test_popularity_reorders_and_keeps_the_retrievers_order_among_equals() -> None:
-    rows = built(lists=lists(popularity=[3.0, 3.0, 9.0, 1.0, 3.0, 0.0]))  # c, a, b, e, d, f
-    assert rows["popularity"]["ndcg_at_5"] == pytest.approx((THIRD + 1 / np.log2(6) + SECOND) / 4)
+def test_the_page_holds_every_row_with_the_numbers_of_the_table(found: Evaluation, default_page: str) -> None:
+    for row in found.results.to_pylist():
+        line = re.search(rf'<th scope="row">{row["row"]}</th>(.*?)</tr>', default_page)
+        assert line is not None
+        assert f">{row['ndcg_at_3']:.4f}<" in line[1]
 
 
-def test_a_ranker_is_scored_by_its_own_order() -> None:
-    rows = built(rankings("pointwise", u1="bacdef", u2="fedcba", u4="bacdef"))
-    assert rows["pointwise"]["ndcg_at_3"] == pytest.approx((1 + THIRD + SECOND) / 4)
-    assert rows["pointwise"]["hr_at_3"] == 0.75
+def test_the_headline_claims_no_more_than_the_intervals(found: Evaluation) -> None:
+    made = report(found, "conventional")
+    assert "re-ranker, a gain" not in made
+    made = report(found, "untuned_hybrid")
+    assert "against the backbone&#x27;s order, a difference that could be none" in made
+    assert "against the conventional re-ranker, a loss" in made
 
 
-def test_interval_covers_the_difference_and_is_empty_for_the_backbones_own_order() -> None:
-    rows = built(same_for_all("copy", "abcdef"), rankings("oracle_like", u1="bacdef", u2="dabcef", u4="abcdef"))
-    assert (rows["copy"]["difference_low"], rows["copy"]["difference_high"]) == (0, 0)
-    assert (rows["backbone"]["difference_low"], rows["backbone"]["difference_high"]) == (0, 0)
-    best = rows["oracle_like"]
-    gain = best["ndcg_at_3"] - rows["backbone"]["ndcg_at_3"]
-    assert 0 <= best["difference_low"] <= gain <= best["difference_high"]
-    same = ("difference_low", "difference_high", "ndcg_at_3")
-    assert [best[name] for name in same] == [rows["oracle"][name] for name in same]
+def test_text_of_the_data_is_escaped(found: Evaluation) -> None:
+    made = report(found, facts=FACTS | {"source": "<script>alert(1)</script>"}, settings={"name": "</pre><b>"})
+    assert "<script>alert" not in made
+    assert "&lt;script&gt;alert" in made
+    assert "</pre><b>" not in made
 
 
-def test_rows_stand_in_reading_order_and_survive_sorting() -> None:
-    names = ("zebra", "hybrid", "pointwise", "untuned_hybrid", "ant", "hybrid_paper")
-    rows = list(built(*(same_for_all(name, "abcdef") for name in names)))
-    assert rows[5:] == ["untuned_hybrid", "pointwise", "hybrid_paper", "hybrid", "ant", "zebra"]
-    made = build_results(events(), lists(), same_for_all("hybrid", "abcdef"), samples=100, seed=0)
-    assert ordered(made.sort_by("row"))["row"].to_pylist() == made["row"].to_pylist()
+def test_facts_of_the_data_are_shown_however_they_are_nested(found: Evaluation) -> None:
+    made = report(found, facts=FACTS | {"steps": {"dropped": [1, 2]}})
+    assert "<dt>steps dropped</dt><dd>1, 2</dd>" in made
+    assert "<dt>likes mean</dt><dd>a rating of at least 4</dd>" in made
+    assert "1,234" in made
 
 
-def test_results_do_not_depend_on_row_order() -> None:
-    ranked = rankings("pointwise", u1="bacdef", u2="fedcba", u4="bacdef")
-    once = build_results(events(), lists(), ranked, samples=300, seed=0)
-    shuffled = ranked.take([2, 0, 1]), lists().take([3, 1, 4, 0, 2]), events().take([2, 3, 0, 1])
-    assert build_results(shuffled[2], shuffled[1], shuffled[0], samples=300, seed=0).equals(once)
+def test_a_run_without_a_model_has_no_section_on_one() -> None:
+    tables = vars(made_up(40))
+    alone = evaluate(**tables | {"rankings": tables["rankings"].slice(0, 0)}, samples=100, seed=0)
+    made = report(alone, "conventional", bias={}, weights={})
+    assert "Position bias" not in made
+    assert "Fusion" not in made
+    assert featured(alone.comparison.values) == ["backbone", "conventional", "logistic", "trees"]
 
 
-def test_lists_of_different_length_are_scored_alike() -> None:
-    short = [candidate_list("u1", "test", "b", ["b", "a"]), candidate_list("u2", "test", "d", ITEMS)]
-    ranked = rankings("listwise", u1="ab", u2="dabcef")
-    rows = built(ranked, events=events(u1="b", u2="d"), lists=candidates(*short))
-    assert rows["listwise"]["ndcg_at_3"] == pytest.approx((SECOND + 1) / 2)
-    assert rows["random"]["hr_at_3"] == pytest.approx((1 + 3 / 6) / 2)
+def test_the_page_is_the_same_each_time(found: Evaluation, default_page: str) -> None:
+    assert report(found) == default_page
 
 
-@pytest.mark.parametrize("order", ["bacde", "bacdee", "bacdex", "bacdefx"])
-def test_a_ranking_that_is_no_permutation_is_refused(order: str) -> None:
-    with pytest.raises(DataError, match=r"user 'u2', list 'test/u2/d': row 'pairwise' .* not a permutation"):
-        built(rankings("pairwise", u1="bacdef", u2=order, u4="abcdef"))
-
-
-def test_two_rankings_with_their_items_exchanged_are_refused() -> None:
-    other = candidate_list("u2", "test", "d", ["d", "p", "q", "r", "s", "t"])
-    both = candidates(candidate_list("u1", "test", "b", ITEMS), other)
-    with pytest.raises(DataError, match=r"user 'u1'.*permutation.*and 1 other"):
-        built(rankings("pairwise", u1="dpqrst", u2="bacdef"), events=events(u1="b", u2="d"), lists=both)
-
-
-def test_a_ranker_that_leaves_out_a_hit_is_refused() -> None:
-    with pytest.raises(DataError, match=r"user 'u4'.*row 'pairwise'.*leaves out"):
-        built(rankings("pairwise", u1="bacdef", u2="abcdef"))
-
-
-def test_a_list_ranked_twice_is_refused() -> None:
-    twice = pa.concat_tables([same_for_all("hybrid", "abcdef"), rankings("hybrid", u1="bacdef")])
-    with pytest.raises(DataError, match=r"'hybrid' .* ranks list 'test/u1/b' 2 times"):
-        built(twice)
-
-
-def test_a_ranker_must_not_take_a_baselines_name() -> None:
-    with pytest.raises(DataError, match=r"baseline rows \['oracle'\]"):
-        built(same_for_all("oracle", "abcdef"))
-
-
-def test_rankings_of_lists_without_a_hit_change_nothing() -> None:
-    ranked = same_for_all("hybrid", "bacdef")
-    assert built(pa.concat_tables([ranked, rankings("hybrid", u3="fedcba")])) == built(ranked)
-
-
-def test_a_list_for_another_target_than_the_test_event_is_refused() -> None:
-    with pytest.raises(DataError, match=r"user 'u2'.*target is not the user's interaction"):
-        built(events=events(**(TARGETS | {"u2": "e"})))
-
-
-def test_a_hit_flag_that_lies_is_refused() -> None:
-    with pytest.raises(DataError, match=r"user 'u3'.*'hit' contradicts"):
-        built(lists=lists(hit=True))
-
-
-def test_a_list_for_a_user_without_test_event_is_refused() -> None:
-    with pytest.raises(DataError, match=r"user 'u3'.*no interaction of split 'test'"):
-        built(events=events(u1="b", u2="d", u4="a"))
-
-
-def test_two_lists_for_one_user_are_refused() -> None:
-    with pytest.raises(DataError, match=r"one per user .* 'u1' has 2"):
-        built(lists=candidates(candidate_list("u1", "test", "b", ITEMS), candidate_list("u1", "test", "c", ITEMS)))
-
-
-def test_no_test_user_at_all_is_refused() -> None:
-    with pytest.raises(DataError, match="no row of split 'test'"):
-        built(events=events().slice(0, 0), lists=lists().slice(0, 0))
-
-
-def test_a_test_user_without_list_is_a_miss_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    rows = built(events=events(**TARGETS, u5="a"))
-    assert rows["backbone"]["hr_at_3"] == 2 / 5
-    assert "1 of 5 test users have no candidate list" in caplog.text
-
-
-def test_without_any_hit_all_is_zero() -> None:
-    missed = candidates(*[candidate_list(user, "test", target, ["p", "q"]) for user, target in TARGETS.items()])
-    made = build_results(events(), missed, NONE, samples=100, seed=0)
-    assert [row["ndcg_at_3"] for row in made.to_pylist()] == [0] * 5
-    assert [row["hr_at_3"] for row in among_hits(made).to_pylist()] == [0] * 5
-    assert "+0.0000 [0.0000, 0.0000]" in printed(made)
-
-
-def test_among_hits_divides_by_users_with_a_hit() -> None:
-    made = build_results(events(), lists(), same_for_all("hybrid", "bacdef"), samples=100, seed=0)
-    row = {row["row"]: row for row in among_hits(made).to_pylist()}
-    assert row["backbone"]["hr_at_3"] == pytest.approx(2 / 3)
-    assert row["oracle"]["ndcg_at_3"] == pytest.approx(1.0)
-    assert row["oracle"]["users"] == 3
-    assert row["random"]["hr_at_5"] == pytest.approx(5 / 6)
-
-
-def test_json_holds_the_rows_and_nothing_else() -> None:
-    made = build_results(events(), lists(), same_for_all("hybrid", "abcdef"), samples=100, seed=0)
-    out = results_json(made.sort_by("row"))
-    assert list(out) == ["rows"]
-    assert [row["row"] for row in out["rows"]] == [
-        "backbone",
-        "random",
-        "oracle",
-        "popularity",
-        "conventional",
-        "hybrid",
-    ]
-    names = ["row", "hr_at_3", "ndcg_at_3", "hr_at_5", "ndcg_at_5", "difference_low", "difference_high"]
-    assert list(out["rows"][0]) == [*names, "users", "users_with_hit"]
-    assert out["rows"][0]["hr_at_3"] == 0.5
-
-
-def test_metrics_for_the_record_name_each_row_and_the_one_served() -> None:
-    made = build_results(events(), lists(), same_for_all("hybrid", "bacdef"), samples=100, seed=0)
-    metrics = metrics_of(made, served="hybrid")
-    assert metrics["eval/hybrid/ndcg_at_3"] == metrics["eval/ndcg_at_3"] == pytest.approx((1 + SECOND) / 4)
-    assert metrics["eval/backbone/hr_at_5"] == 0.75
-    assert (metrics["eval/users"], metrics["eval/users_with_hit"]) == (4, 3)
-
-
-def test_difference_is_in_percent_of_the_backbone() -> None:
-    row = {"row": "hybrid", "ndcg_at_3": 0.05, "difference_low": -0.002, "difference_high": 0.018}
-    assert difference_text(row, 0.04) == "+25.0 % [-5.0, 45.0]"
-    assert difference_text({**row, "row": "backbone"}, 0.05) == "-"
-
-
-def test_table_for_people_holds_every_row_and_both_denominators() -> None:
-    made = build_results(events(), lists(), same_for_all("hybrid", "bacdef"), samples=100, seed=0)
-    text = printed(made)
-    assert "4 users, 3 with their target among the candidates" in text
-    assert all(name in text for name in ("backbone", "random", "oracle", "popularity", "conventional", "hybrid"))
-    assert f"{(SECOND + 1) / 4:.4f}" in text
-
-
-def printed(results: pa.Table) -> str:
-    out = io.StringIO()
-    Console(file=out, width=120).print(format_table(results, title="test"))
-    return out.getvalue()
+@pytest.mark.slow
+def test_six_thousand_users_and_twenty_rows_take_seconds() -> None:
+    tables = vars(made_up(6000, 3000))
+    started = time.perf_counter()
+    found = evaluate(**tables, samples=2000, seed=0)
+    assert len(found.comparison.values) == 20
+    report(found)
+    assert time.perf_counter() - started < 60
+
+
+@pytest.mark.parametrize("lists", [40, 0])
+def test_a_run_without_a_single_hit_still_has_its_page(lists: int) -> None:
+    tables = vars(made_up(40, hits=0.0))
+    tables |= {"candidates": tables["candidates"].slice(0, lists), "rankings": tables["rankings"].slice(0, 0)}
+    made = report(evaluate(**tables, samples=100, seed=0), "conventional")
+    assert "+0.0000 [0.0000, 0.0000]" in made

@@ -16,6 +16,11 @@ CONFIG = """
 name = "small"
 [store]
 home = "{home}"
+[data]
+rating_min = 1
+rating_max = 5
+like_at_least = 4
+dislike_below = 3
 [data.source]
 kind = "files"
 interactions = "{interactions}"

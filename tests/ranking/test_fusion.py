@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from recranker.backbones.choice import standardised
 from recranker.errors import DataError
+from recranker.ranking.choice import standardised
 from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights
 
 
@@ -83,6 +83,19 @@ def test_a_signal_that_misleads_gets_no_weight() -> None:
 def test_signals_without_evidence_leave_the_retrievers_order() -> None:
     lists, targets = planted(0.0, count=60)
     assert learn_weights(lists, targets) == {"listwise": 0.0, "backbone": 1.0}
+
+
+def test_weights_must_beat_the_best_signal_that_is_there_anyway() -> None:
+    lists, targets = planted(1.0)
+    random = np.random.default_rng(2)
+    for one in lists:
+        one["conventional"] = one["listwise"]
+        one["listwise"] = random.normal(size=10)
+    weights = learn_weights(lists, targets, alone=("backbone", "conventional"))
+    assert weights["conventional"] > 0.9
+    lists, targets = planted(0.0, count=60)
+    same = [{**one, "conventional": one["backbone"]} for one in lists]
+    assert learn_weights(same, targets, alone=("backbone", "conventional"))["backbone"] == 1.0  # of equals the first
 
 
 def test_the_gradient_leads_to_the_minimum_of_the_loss() -> None:

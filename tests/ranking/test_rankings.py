@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from recranker.ranking.rankings import choose_lists, rank_all, weights_from_validation
 from recranker.schema import ANSWERS
@@ -10,6 +11,7 @@ from tests.tables import candidate_list, candidates
 
 ITEMS = ["a", "b", "c", "d"]
 SCALE = RatingScale(1, 5)
+WEIGHTS = {"hybrid": {"listwise": 1.0}, "hybrid_conventional": {"listwise": 0.9, "conventional": 0.1}}
 
 
 def answered(one: dict, model: str, favourite: str) -> dict:
@@ -37,20 +39,30 @@ def answers(*rows: dict) -> pa.Table:
 
 def test_every_ranker_puts_the_models_favourite_first_and_permutes_the_candidates() -> None:
     test = candidate_list("u", "test", "d", ITEMS)
-    ranked = rank_all(answers(answered(test, "tuned", "d")), candidates(test), SCALE, {"listwise": 1.0})
-    assert ranked["row"].to_pylist() == ["pointwise", "pairwise", "listwise", "hybrid_paper", "hybrid"]
+    ranked = rank_all(answers(answered(test, "tuned", "d")), candidates(test), SCALE, WEIGHTS)
+    rows = ["pointwise", "pairwise", "listwise", "hybrid_paper", "hybrid", "hybrid_conventional"]
+    assert ranked["row"].to_pylist() == rows
     for row in ranked.to_pylist():
         assert sorted(row["item_ids"]) == ITEMS
         assert row["item_ids"][0] == "d", row["row"]
         assert row["scores"] == sorted(row["scores"], reverse=True)
 
 
-def test_the_untuned_model_has_rows_of_its_own() -> None:
-    test = candidate_list("u", "test", "d", ITEMS)
-    ranked = rank_all(answers(answered(test, "untuned", "b")), candidates(test), SCALE, {"listwise": 1.0})
-    assert ranked["row"].to_pylist() == [
-        "untuned_pointwise", "untuned_pairwise", "untuned_listwise", "untuned_hybrid"
-    ]  # fmt: skip
+@pytest.mark.parametrize("model", ["untuned", "untuned_no_hint"])
+def test_an_untuned_model_has_rows_of_its_own(model: str) -> None:
+    test = candidate_list("u", "test", "d", ITEMS, reranker_scores=[0.0, 0.0, 9.0, 0.0])
+    ranked = rank_all(answers(answered(test, model, "b")), candidates(test), SCALE, WEIGHTS)
+    assert ranked["row"].to_pylist() == [f"{model}_{row}" for row in ("pointwise", "pairwise", "listwise", "hybrid")]
+    assert [row[0] for row in ranked["item_ids"].to_pylist()] == ["b"] * 4
+
+
+def test_only_the_conventional_hybrid_looks_at_the_conventional_score() -> None:
+    test = candidate_list("u", "test", "d", ITEMS, reranker_scores=[0.0, 9.0, 0.0, 0.0])
+    weights = {"hybrid": {"listwise": 1.0}, "hybrid_conventional": {"listwise": 0.1, "conventional": 0.9}}
+    ranked = rank_all(answers(answered(test, "tuned", "d")), candidates(test), SCALE, weights).to_pylist()
+    first = {row["row"]: row["item_ids"][0] for row in ranked}
+    assert first["hybrid"] == "d"
+    assert first["hybrid_conventional"] == "b"
 
 
 def test_weights_come_from_validation_lists_alone() -> None:
@@ -59,8 +71,22 @@ def test_weights_come_from_validation_lists_alone() -> None:
     right = [answered(one, "tuned", "c") for one in lists]
     weights, count = weights_from_validation(answers(*right, answered(test, "tuned", "d")), candidates(*lists, test))
     assert count == 30
-    assert weights["listwise"] > 0.2
-    assert weights["backbone"] == 0.0  # it ranks c third
+    assert "conventional" not in weights["hybrid"]
+    for found in weights.values():
+        assert found["listwise"] > 0.2
+        assert found["backbone"] == 0.0  # it ranks c third
+
+
+def test_a_model_that_adds_nothing_to_the_conventional_score_leaves_its_order() -> None:
+    random = np.random.default_rng(0)
+    lists = []
+    for number in range(200):
+        target = str(random.choice(ITEMS))
+        scores = [4.0 * (item == target) + random.normal() for item in ITEMS]
+        lists.append(candidate_list(f"u{number}", "validation", target, ITEMS, reranker_scores=scores))
+    noisy = [answered(one, "tuned", str(random.choice(ITEMS))) for one in lists]
+    weights, _ = weights_from_validation(answers(*noisy), candidates(*lists))
+    assert weights["hybrid_conventional"]["conventional"] > 0.9
 
 
 def test_lists_that_cannot_change_the_result_are_not_ranked() -> None:

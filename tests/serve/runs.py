@@ -1,11 +1,13 @@
 """A finished run made in a second: a tiny random model, an untrained-for but non-zero adapter, learned weights."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from jobs.settings import SETTINGS_FILE, JobSettings
+from recranker.data.facts import RatingMeaning
 from recranker.llm.adapter import golden_of, record_of, save_adapter
 from recranker.llm.model import add_adapter, load_model
 from recranker.llm.scoring import make_scorer
@@ -19,6 +21,7 @@ from tests.models import tiny_model
 
 WEIGHTS = {"pointwise": 0.4, "pairwise": 0.1, "listwise": 0.3, "backbone": 0.2}
 ORIGIN = Origin("settings", "code", {})
+MEANING = RatingMeaning(1.0, 5.0, 4.0, 3.0)
 
 
 def job_settings(model: str = "smollm2-135m-instruct", **changes: object) -> JobSettings:
@@ -39,7 +42,9 @@ def finished_run(folder: Path) -> ServeSettings:
 
 
 def publish_rank(store: Store, job: JobSettings) -> None:
-    """What serving reads of the rank stage."""
+    """What serving reads of the stages 'prepare' and 'rank'."""
+    with store.publish("prepare", ORIGIN) as writer:
+        writer.facts.update(asdict(MEANING))
     with store.publish("rank", ORIGIN) as writer:
         fusion = {"preset": job.ranking.preset, "weights": WEIGHTS}
         (writer.files("fusion") / "weights.json").write_text(json.dumps(fusion))

@@ -10,7 +10,7 @@ from serve.messages import RankRequest
 from serve.ranking import RefusedError, answers_of, ask, questions_of, respond
 from serve.settings import ServeSettings
 from serve.source import ServedRun
-from tests.serve.runs import WEIGHTS, job_settings
+from tests.serve.runs import MEANING, WEIGHTS, job_settings
 from tests.tables import candidate_list, candidates, draws, interactions
 
 JOB = job_settings(instruct={"max_liked": 3, "max_disliked": 1})
@@ -26,6 +26,7 @@ def served(**changes: Any) -> ServedRun:
         "llm": JOB.llm,
         "instruct": JOB.instruct,
         "data": JOB.data,
+        "meaning": MEANING,
         "tasks": JOB.tune.tasks,
         "preset": "recranker",
         "weights": WEIGHTS,

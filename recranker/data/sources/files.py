@@ -1,203 +1,165 @@
-"""A team's own interactions and items, from CSV or Parquet, on a disk or in an object store."""
+"""A team's own interactions and items, as text or Parquet, on a disk or in an object store."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
 from recranker.data.sources import raw
-from recranker.data.sources.settings import FilesSource
+from recranker.data.sources.catalogue import SourceFacts
+from recranker.data.sources.delimited import Column, read_delimited, shown_names
+from recranker.data.sources.raw import shown
+from recranker.data.sources.rows import Rows, is_text, quarantined, with_ids, with_numbers, with_times, wrong_type
+from recranker.data.sources.settings import BadRows, FilesSource, TextFormat
+from recranker.data.sources.text import cannot_be_read, located
 from recranker.errors import DataError
 
-TEXT_COLUMNS = ("user_id", "item_id", "title", "genres")
-"""Read from a CSV as they stand there, so that 007 is not 7 and NA is not missing."""
+FACTS = SourceFacts(
+    kind="files",
+    users=None,
+    items=None,
+    events=None,
+    ratings="rating_column, or none",
+    order="time_column, or none",
+    terms="your own",
+    download="nothing",
+    where="interactions and items = CSV, TSV or Parquet, on a disk or in an object store",
+)
+TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
 
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
-
-def read(source: FilesSource) -> raw.RawData:
+def read(source: FilesSource, cache: Path) -> raw.RawData:
     """Both files with their columns under our names and types.
 
     Raises:
         DataError: If a file cannot be read, or a column is missing or of a type that cannot be what it should.
     """
-    named = {
-        "user_id": source.user_column,
-        "item_id": source.item_column,
-        "rating": source.rating_column,
-        "timestamp": source.time_column,
-        "title": source.title_column,
-        "genres": source.genres_column,
-    }
-    columns = {ours: theirs for ours, theirs in named.items() if theirs is not None}
+    named = _columns(source)
+    events = _events(source, {name: one for name, one in named.items() if name not in ("title", "genres")})
+    items = _items(source, {name: named[name] for name in ("item_id", "title", "genres") if name in named})
     return raw.RawData(
         name=f"{Path(source.interactions).name} and {Path(source.items).name}",
-        interactions=_table(source.interactions, raw.INTERACTIONS, columns, source.genre_separator),
-        items=_table(source.items, raw.ITEMS, columns, source.genre_separator),
-        interactions_file=f"'{source.interactions}'",
-        items_file=f"'{source.items}'",
+        interactions=events.table,
+        items=items.table,
+        interactions_file=events.file,
+        items_file=items.file,
+        rows_read=events.read,
         has_ratings=source.rating_column is not None,
-        has_time=source.time_column is not None,
-        columns=columns,
+        order=_order(source),
+        quarantined=quarantined(interactions=events, items=items),
+        columns={ours: one.name for ours, one in named.items()},
     )
 
 
-def _table(path: str, schema: pa.Schema, columns: dict[str, str], separator: str) -> pa.Table:
-    """The columns of ``schema`` from one file; one that the file is not said to have is null."""
-    wanted = {name: columns[name] for name in schema.names if name in columns}
-    found = _read(path, wanted)
-    made = [
-        _convert(name, found[wanted[name]], separator, f"'{path}': column {wanted[name]!r}")
-        if name in wanted
-        else pa.nulls(found.num_rows, schema.field(name).type)
-        for name in schema.names
-    ]
-    return pa.table(made, schema=schema)
+def _columns(source: FilesSource) -> dict[str, Column]:
+    """Our column name -> the file's own, for those that the settings name."""
+    settings = {
+        **{"user_id": "user_column", "item_id": "item_column", "rating": "rating_column", "timestamp": "time_column"},
+        **{"split": "split_column", "title": "title_column", "genres": "genres_column"},
+    }
+    named = {ours: (getattr(source, setting), f"data.source.{setting}") for ours, setting in settings.items()}
+    return {ours: Column(name, setting) for ours, (name, setting) in named.items() if name is not None}
 
 
-def _read(path: str, wanted: dict[str, str]) -> pa.Table:
-    """The wanted columns of a .csv, .csv.gz or .parquet file, or of a folder of .parquet files."""
+def _order(source: FilesSource) -> raw.Order:
+    if source.time_column is None:
+        return "none"
+    return "sequence" if source.time_unit == "position" else "time"
+
+
+def _events(source: FilesSource, wanted: dict[str, Column]) -> Rows:
+    """Of schema ``raw.INTERACTIONS``, and the split where there is one."""
+    decimal = source.interactions_format.decimal
+    rows = _read(source.interactions, source.interactions_format, wanted, source.on_bad_rows)
+    rows = with_ids(rows, "user_id", "item_id")
+    if "rating" in wanted:
+        rows = with_numbers(rows, "rating", decimal=decimal)
+    if "timestamp" in wanted:
+        rows = with_times(rows, "timestamp", source.time_unit, source.date_format, decimal=decimal)
+    if "split" not in wanted:
+        return _filled(rows, raw.INTERACTIONS)
+    return _filled(_as_text(rows, "split"), raw.INTERACTIONS.append(pa.field("split", pa.string())))
+
+
+def _items(source: FilesSource, wanted: dict[str, Column]) -> Rows:
+    """Of schema ``raw.ITEMS``."""
+    rows = with_ids(_read(source.items, source.items_format, wanted, source.on_bad_rows), "item_id")
+    rows = _as_text(rows, "title")
+    return _filled(_genres(rows, source.genre_separator) if "genres" in wanted else rows, raw.ITEMS)
+
+
+def _filled(rows: Rows, schema: pa.Schema) -> Rows:
+    """With the columns of ``schema``; one that the file is not said to have is null."""
+    there = rows.table.schema.names
+    columns = [rows.table[one.name] if one.name in there else pa.nulls(rows.table.num_rows, one.type) for one in schema]
+    return replace(rows, table=pa.table(columns, schema=schema))
+
+
+def _read(path: str, written: TextFormat, wanted: dict[str, Column], policy: BadRows) -> Rows:
+    """The wanted columns of a text or .parquet file, or of a folder of .parquet files."""
     try:
-        filesystem, inner = _located(path)
+        filesystem, inner = located(path)
         kind = filesystem.get_file_info(inner).type
-        if kind == fs.FileType.NotFound:
-            raise DataError(f"'{path}' is not there; set data.source.interactions and data.source.items to your files")
-        if kind == fs.FileType.File and inner.lower().endswith((".csv", ".csv.gz")):
-            return _read_csv(filesystem, inner, path, wanted)
-        if kind == fs.FileType.File and not inner.lower().endswith(".parquet"):
-            raise DataError(f"'{path}' must end in .csv, .csv.gz or .parquet, or be a folder of .parquet files")
-        return _read_parquet(filesystem, inner, path, wanted)
-    except UnicodeDecodeError:
-        raise DataError(_not_utf8(path)) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise cannot_be_read(path, error) from None
+    if kind == fs.FileType.NotFound:
+        raise DataError(f"'{path}' is not there; set data.source.interactions and data.source.items to your files")
+    if kind == fs.FileType.File and inner.lower().removesuffix(".gz").endswith(TEXT_ENDINGS):
+        return read_delimited(path, written, wanted, policy)
+    if kind == fs.FileType.File and not inner.lower().endswith(".parquet"):
+        endings = ", ".join(TEXT_ENDINGS)
+        raise DataError(
+            f"'{path}' must end in {endings} (or .gz after it) or .parquet, or be a folder of .parquet files"
+        )
+    return _read_parquet(filesystem, inner, path, wanted, policy)
+
+
+def _read_parquet(
+    filesystem: fs.FileSystem, inner: str, path: str, wanted: Mapping[str, Column], policy: BadRows
+) -> Rows:
+    try:
+        found = ds.dataset(inner, format="parquet", filesystem=filesystem)
+        if not found.files:
+            raise DataError(f"'{path}' is a folder without .parquet files; set the path to your files")
+        _require(path, wanted, found.schema.names)
+        read = found.to_table(columns=list(dict.fromkeys(one.name for one in wanted.values())))
     except (pa.ArrowException, OSError) as error:
-        if "UTF8" in str(error):
-            raise DataError(_not_utf8(path)) from None
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"'{path}' cannot be read: {first}; check the file or write it again") from None
+        raise cannot_be_read(path, error) from None
+    table = pa.table({ours: _plain(read[one.name]) for ours, one in wanted.items()})
+    names = {ours: one.name for ours, one in wanted.items()}
+    return Rows(f"'{path}'", table, np.arange(1, table.num_rows + 1), policy, "row", names=names)
 
 
-def _located(path: str) -> tuple[fs.FileSystem, str]:
-    if "://" in path:
-        filesystem, inner = fs.FileSystem.from_uri(path)
-        return filesystem, inner
-    return fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-
-
-def _not_utf8(path: str) -> str:
-    return f"'{path}' must be UTF-8 text and is not; convert it (iconv -f LATIN1 -t UTF-8, if that is what it is)"
-
-
-def _read_csv(filesystem: fs.FileSystem, inner: str, path: str, wanted: dict[str, str]) -> pa.Table:
-    parse = csv.ParseOptions(newlines_in_values=True)
-    with filesystem.open_input_stream(inner) as stream:
-        _require(path, wanted, csv.open_csv(stream, parse_options=parse).schema.names)
-    text = {theirs: pa.string() for ours, theirs in wanted.items() if ours in TEXT_COLUMNS}
-    convert = csv.ConvertOptions(include_columns=_distinct(wanted), column_types=text, strings_can_be_null=False)
-    with filesystem.open_input_stream(inner) as stream:
-        return csv.read_csv(stream, parse_options=parse, convert_options=convert)
-
-
-def _read_parquet(filesystem: fs.FileSystem, inner: str, path: str, wanted: dict[str, str]) -> pa.Table:
-    found = ds.dataset(inner, format="parquet", filesystem=filesystem)
-    if not found.files:
-        raise DataError(f"'{path}' is a folder without .parquet files; set the path to your files")
-    _require(path, wanted, found.schema.names)
-    return found.to_table(columns=_distinct(wanted))
-
-
-def _distinct(wanted: dict[str, str]) -> list[str]:
-    return list(dict.fromkeys(wanted.values()))
-
-
-def _require(path: str, wanted: dict[str, str], found: list[str]) -> None:
-    settings = {"timestamp": "time_column", "user_id": "user_column", "item_id": "item_column"}
-    for ours, theirs in wanted.items():
-        if found.count(theirs) != 1:
-            times = "lacks column" if theirs not in found else "has more than one column"
-            setting = settings.get(ours, f"{ours}_column")
+def _require(path: str, wanted: Mapping[str, Column], found: list[str]) -> None:
+    for one in wanted.values():
+        if found.count(one.name) != 1:
+            times = "lacks column" if one.name not in found else "has more than one column"
             raise DataError(
-                f"'{path}' {times} {theirs!r} (found: {', '.join(found)}); rename it or set data.source.{setting}"
+                f"'{path}' {times} {shown(one.name)} (found: {shown_names(found)}); rename it or set {one.setting}"
             )
 
 
-def _convert(name: str, column: pa.ChunkedArray, separator: str, where: str) -> pa.ChunkedArray:
-    """One column of a file as the type ``raw`` wants."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_null(column.type):  # all missing, or no rows: the checks of all sources speak about that
-        return column.cast((raw.INTERACTIONS if name in raw.INTERACTIONS.names else raw.ITEMS).field(name).type)
-    converters: dict[str, Callable[[pa.ChunkedArray, str], pa.ChunkedArray]] = {
-        "rating": _ratings,
-        "timestamp": _times,
-        "title": _titles,
-        "genres": lambda values, place: _genres(values, separator, place),
-    }
-    try:
-        return converters.get(name, _ids)(column, where)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{where} holds a value out of reach: {error}; convert it") from None
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
 
 
-def _ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    if not (_is_text(column.type) or pa.types.is_integer(column.type)):
-        raise _wrong_type(column, where, "text or whole numbers")
-    return column.cast(pa.string())
+def _as_text(rows: Rows, name: str) -> Rows:
+    values = rows.table[name]
+    if not (is_text(values.type) or pa.types.is_null(values.type)):
+        raise wrong_type(rows, name, "text")
+    return rows.with_column(name, values.cast(pa.string()))
 
 
-def _titles(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    if not _is_text(column.type):
-        raise _wrong_type(column, where, "text")
-    return column.cast(pa.string())
-
-
-def _ratings(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    if not _is_number(column.type):
-        raise _wrong_type(column, where, "numbers")
-    short = pa.types.is_float32(column.type) or pa.types.is_float16(column.type)
-    column = column.cast(pa.float64())
-    return pc.round(column, ndigits=3 if short else 9)  # a stored 4.1 must reach data.like_at_least = 4.1
-
-
-def _times(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """UTC seconds, fractions cut off; a time without a zone is taken as UTC."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if not _is_number(column.type):
-        raise _wrong_type(column, where, "UTC seconds as numbers, or dates")
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    seconds = pc.floor(column.cast(pa.float64()))
-    seconds = pc.if_else(pc.is_finite(seconds), seconds, pa.scalar(None, pa.float64()))  # refused as no time
-    return pc.min_element_wise(seconds, float(10 * raw.MAX_TIMESTAMP), skip_nulls=False).cast(pa.int64())
-
-
-def _genres(column: pa.ChunkedArray, separator: str, where: str) -> pa.ChunkedArray:
-    kind = pa.list_(pa.string())
-    if _is_text(column.type):
-        return pc.split_pattern(column.cast(pa.string()), separator).cast(kind)
-    nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not (nested and _is_text(column.type.value_type)):
-        raise _wrong_type(column, where, "text or lists of text")
-    return column.cast(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _wrong_type(column: pa.ChunkedArray, where: str, needed: str) -> DataError:
-    example = column
-    if _is_text(column.type) and "numbers" in needed:
-        example = column.filter(pc.invert(pc.match_substring_regex(column.cast(pa.string()), _NUMBER)))
-    shown = repr(example.drop_null()[0].as_py()) if len(example.drop_null()) else "nothing"
-    return DataError(
-        f"{where} must hold {needed}, got {column.type} (for instance {shown}); convert it or name another"
-    )
+def _genres(rows: Rows, separator: str) -> Rows:
+    values, kind = rows.table["genres"], pa.list_(pa.string())
+    if is_text(values.type):
+        return rows.with_column("genres", pc.split_pattern(values.cast(pa.string()), separator).cast(kind))
+    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+    if not (pa.types.is_null(values.type) or (nested and is_text(values.type.value_type))):
+        raise wrong_type(rows, "genres", "text or lists of text")
+    return rows.with_column("genres", values.cast(kind))

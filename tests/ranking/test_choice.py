@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recranker.backbones.choice import fit_choice, standardised
+from recranker.ranking.choice import fit_choice, log_probabilities, reduced, standardised, standardised_lists
 
 
 def test_one_signal_by_hand() -> None:
@@ -39,3 +39,20 @@ def test_no_weight_falls_below_the_bound() -> None:
 def test_standardised_scores_by_hand() -> None:
     np.testing.assert_allclose(standardised(np.array([1.0, 2.0, 3.0])), np.array([-1, 0, 1]) / np.sqrt(2 / 3))
     assert standardised(np.full(4, 7.0)).tolist() == [0.0] * 4
+
+
+def test_lists_are_standardised_each_alone_and_what_is_unknown_is_0() -> None:
+    found = standardised_lists(np.array([1.0, 2.0, 3.0, 5.0, np.nan, 7.0, 4.0]), np.array([0, 3, 6]))
+    np.testing.assert_allclose(found, [-np.sqrt(1.5), 0, np.sqrt(1.5), -1, 0, 1, 0])
+
+
+def test_log_probabilities_by_hand() -> None:
+    found = log_probabilities(np.log(np.array([1.0, 3.0, 5.0])), np.array([0, 2]))
+    np.testing.assert_allclose(np.exp(found), [0.25, 0.75, 1.0])
+
+
+def test_a_list_without_items_disturbs_no_other() -> None:
+    values, starts = np.array([1.0, 3.0, 5.0]), np.array([0, 0, 2, 2, 3])  # lengths 0, 2, 0, 1, 0
+    assert reduced(np.add, values, starts).tolist() == [0, 4, 0, 5, 0]
+    assert standardised_lists(values, starts).tolist() == [-1, 1, 0]
+    np.testing.assert_allclose(np.exp(log_probabilities(np.log(values), starts)), [0.25, 0.75, 1.0])

@@ -1,0 +1,119 @@
+"""Look for leaks: run every check of the leakage gate over a run's finished stages, or see that the gate catches all.
+
+python -m jobs.audit jobs/configs/quickstart.toml
+python -m jobs.audit --canaries --json canaries.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.settings import JobSettings
+from jobs.stage import StageContext, guarded, store_of
+from recranker.data.leakage.canaries import Caught, try_canaries
+from recranker.data.leakage.checks import Finding, audit
+from recranker.data.leakage.tables import GateTables
+from recranker.errors import LeakageError, OutputError, SettingsError
+from recranker.evaluation.audit import canaries_json, canaries_table, findings_json, findings_table
+from recranker.evaluation.made_up import try_canaries_on_made_up_runs
+from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, ITEMS, PROMPTS, SIGNALS, TableSchema
+from recranker.settings import load_settings
+
+WIDTH = 140
+"""Characters, where the output is no terminal that has a width of its own."""
+
+
+def tables_of(stage: StageContext) -> GateTables:
+    """The run's tables as far as its stages are finished.
+
+    Raises:
+        DataError: If not even stage 'prepare' is.
+    """
+
+    def published(name: str, table: TableSchema) -> Any:
+        manifest = stage.store.manifest(name)
+        return stage.read(name, table) if manifest and table.name in manifest.tables else None
+
+    instruct = stage.store.manifest("instruct")
+    return GateTables(
+        stage.read("prepare", INTERACTIONS),
+        stage.facts_of("prepare"),
+        items=stage.read("prepare", ITEMS),
+        candidates=published("backbone", CANDIDATES),
+        fit_events=published("backbone", FIT_EVENTS),
+        signals=published("backbone", SIGNALS),
+        prompts=published("instruct", PROMPTS),
+        hints=instruct.facts.get("hints", stage.settings.instruct.hints) if instruct else None,
+        template_hashes=instruct.facts.get("template_hashes", {}) if instruct else {},
+    )
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Print what was found and write it as JSON where asked.
+
+    Raises:
+        LeakageError: If there is a leak, or a canary went through.
+        SettingsError: If there is nothing to look at.
+    """
+    if parsed.config is None and not parsed.canaries:
+        raise SettingsError("jobs.audit needs the CONFIG of a run to audit, or --canaries to try the gate itself")
+    if parsed.config is None:
+        _show_canaries(try_canaries_on_made_up_runs(), parsed.json)
+        return
+    settings = load_settings(JobSettings, parsed.config, parsed.overrides)
+    tables = tables_of(StageContext(settings, store_of(settings)))
+    _show_findings(audit(tables), None if parsed.canaries else parsed.json)
+    if parsed.canaries:  # on a run without leaks of its own
+        _show_canaries(list(try_canaries(tables)), parsed.json)
+
+
+def _show_findings(findings: list[Finding], path: Path | None) -> None:
+    _console().print(findings_table(findings))
+    _write(path, findings_json(findings))
+    leaks = [one for one in findings if one.complaint]
+    if leaks:
+        raise LeakageError(f"{len(leaks)} of {len(findings)} checks complain, the first: {leaks[0].complaint}")
+
+
+def _show_canaries(caught: list[Caught], path: Path | None) -> None:
+    result = canaries_json(caught)
+    _console().print(canaries_table(caught))
+    _write(path, result)
+    print(f"{result['planted']} canaries planted, {result['caught']} caught")
+    if result["caught"] < result["planted"]:
+        raise LeakageError(f"{result['planted'] - result['caught']} canaries went through the leakage gate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 where there is a leak or a canary goes through."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="TOML file of the run; none: a small made-up run")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ")
+    parser.add_argument("--canaries", action="store_true", help="plant every trap in copies of the tables")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result to FILE")
+    parsed = parser.parse_intermixed_args(arguments)
+    return guarded(lambda: run(parsed))
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def _write(path: Path | None, values: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--json {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

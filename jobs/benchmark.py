@@ -1,0 +1,82 @@
+"""Measure recranker beside other systems on this machine; `make benchmark-env` installs those, once.
+
+python -m jobs.benchmark backbones jobs/benchmarks/backbones.toml epochs=100 'threads=[1, 2]' --json FILE
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.benchmarks.backbones import Outcome, measure
+from jobs.benchmarks.results import top_k_table, training_table
+from jobs.benchmarks.settings import BackbonesBenchmark
+from jobs.sources import ROOT
+from jobs.stage import guarded
+from recranker.errors import OutputError
+from recranker.settings import load_settings
+
+CONFIG = ROOT / "jobs" / "benchmarks" / "backbones.toml"
+TABLE_WIDTH = 150
+"""Characters, where the output is no terminal that has a width of its own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["backbones"], help="what is measured")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="CONFIG or field=value", help=f"TOML file, otherwise {CONFIG}; then settings"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings, then stop")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
+    parsed = parser.parse_intermixed_args(arguments)
+    return guarded(lambda: _main(parsed))
+
+
+def _main(parsed: argparse.Namespace) -> None:
+    overrides = [one for one in parsed.arguments if "=" in one]
+    config = next((one for one in parsed.arguments if "=" not in one), str(CONFIG))
+    settings = load_settings(BackbonesBenchmark, config, overrides)
+    if parsed.dry_run:
+        print(settings.model_dump_json(indent=2))
+        return
+    outcome = measure(settings)
+    show(outcome, settings)
+    if parsed.json:
+        write(outcome, parsed.json)
+
+
+def show(outcome: Outcome, settings: BackbonesBenchmark) -> None:
+    """Print the tables and the ratios."""
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    if outcome.rows:
+        console.print(training_table(outcome.rows, title=f"training on {outcome.data}"))
+    searched = f"top 10 of {settings.top_k_users} users among {settings.top_k_items} items"
+    console.print(top_k_table(outcome.top_k, title=searched))
+    for ratio in outcome.ratios:
+        console.print(", ".join(f"{name} {value:.3g}" for name, value in ratio.items()))
+
+
+def write(outcome: Outcome, path: Path) -> None:
+    """All that was measured, as JSON.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"results cannot be written to '{path}': {error.strerror}; name another --json file"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Settings of the benchmarks."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.settings import StoreSettings
+from recranker.data.settings import DataSettings
+from recranker.settings import Settings
+
+
+class BackbonesBenchmark(Settings):
+    """Our LightGCN and MF against RecBole's LightGCN and BPR and implicit's BPR."""
+
+    data: DataSettings
+    """Which data set is split and given to all systems."""
+    store: StoreSettings = StoreSettings()
+    """Where downloads are kept."""
+    environment: str = ".venv-benchmark"
+    """Virtual environment of the other systems, made by ``make benchmark-env``."""
+    seed: int = 0
+    """Of the split and of every system."""
+    threads: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """Threads per system; one series of runs for each."""
+    models: tuple[Literal["lightgcn", "mf"], ...] = ("lightgcn", "mf")
+    """Which models are trained; none: only the search for top items is timed."""
+    epochs: int = Field(default=200, ge=1)
+    """Passes of every training over the likes; the best check counts."""
+    check_every: int = Field(default=5, ge=1)
+    """Epochs between two looks at validation, which no clock sees."""
+    batch_size: int = Field(default=2048, ge=1)
+    """Likes per step, the same everywhere (RecRanker: 2048)."""
+    dim: int = Field(default=64, ge=2)
+    """Width of the factors (RecRanker: 64)."""
+    layers: int = Field(default=2, ge=1)
+    """LightGCN's propagation layers (RecRanker: 2)."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam step size (RecRanker: 1e-3)."""
+    l2: float = Field(default=1e-4, ge=0)
+    """LightGCN's weight of the squared norm of a batch's embeddings, per like (RecRanker: 1e-4); MF's is 0."""
+    own_defaults: bool = True
+    """Whether recranker also trains with its own default settings."""
+    target_share: float = Field(default=0.98, gt=0, le=1)
+    """Share of the lower of both systems' best validation NDCG@10 that counts as 'as good'."""
+    top_k_users: int = Field(default=6000, ge=1)
+    """Users whose top 10 are searched."""
+    top_k_items: int = Field(default=3700, ge=200)
+    """Items they are searched among; 100 of them are masked for each user."""
+    top_k_repeats: int = Field(default=3, ge=1)
+    """Searches of each system; the median counts."""
