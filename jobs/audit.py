@@ -21,6 +21,8 @@ from recranker.data.leakage.tables import GateTables
 from recranker.errors import LeakageError, OutputError, SettingsError
 from recranker.evaluation.audit import canaries_json, canaries_table, findings_json, findings_table
 from recranker.evaluation.made_up import try_canaries_on_made_up_runs
+from recranker.evaluation.shuffled_labels import check_shuffled_labels
+from recranker.ranking.refit import refitted
 from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, ITEMS, PROMPTS, SIGNALS, TableSchema
 from recranker.settings import load_settings
 
@@ -67,9 +69,22 @@ def run(parsed: argparse.Namespace) -> None:
         return
     settings = load_settings(JobSettings, parsed.config, parsed.overrides)
     tables = tables_of(StageContext(settings, store_of(settings)))
-    _show_findings(audit(tables), None if parsed.canaries else parsed.json)
+    _show_findings([*audit(tables), *_shuffled(settings, tables)], None if parsed.canaries else parsed.json)
     if parsed.canaries:  # on a run without leaks of its own
         _show_canaries(list(try_canaries(tables)), parsed.json)
+
+
+def _shuffled(settings: JobSettings, tables: GateTables) -> list[Finding]:
+    """Whether the conventional re-ranker falls to chance once labels are shuffled; nothing without training lists."""
+    if tables.candidates is None or tables.signals is None or "train" not in tables.candidates["split"].to_pylist():
+        return []
+    assert tables.items is not None, "stage 'prepare' publishes items"
+    ranker = refitted(tables.interactions, tables.items, tables.signals, tables.facts, settings.backbone, settings.seed)
+    try:
+        found = check_shuffled_labels(tables.candidates, ranker, seed=settings.seed)
+    except LeakageError as error:
+        return [Finding("shuffled-labels", tables.candidates.num_rows, str(error))]
+    return [Finding("shuffled-labels", found.lists, None)]
 
 
 def _show_findings(findings: list[Finding], path: Path | None) -> None:

@@ -199,7 +199,7 @@ ANSWERS = _table(
     _column("list_id", pa.string(), "The candidate list asked about."),
     _column("user_id", pa.string(), "For whom."),
     _column("split", pa.string(), "'validation' or 'test'."),
-    _column("model", pa.string(), "'untuned' or 'tuned'."),
+    _column("model", pa.string(), "'tuned', 'untuned', or 'untuned_no_hint' (asked without hints)."),
     _column("answers", pa.list_(ANSWER), "One per question: log-probabilities of its labels, in nats, summing to 1."),
     _column("prompt_tokens", pa.int32(), "Tokens computed for this list."),
 )

@@ -83,7 +83,7 @@ class LikeExamples:
 
 
 class MixedExamples(LikeExamples):
-    """As ``LikeExamples`` with many negatives, and the share of the liked item in each layer's mixed negative."""
+    """As ``LikeExamples`` with many negatives, and the share of the liked item in each of them, layer by layer."""
 
     def __init__(self, fold: FoldData, key: tuple[str | int, ...], *, negatives: int, layers: int) -> None:
         super().__init__(fold, key)
@@ -92,10 +92,15 @@ class MixedExamples(LikeExamples):
     def columns(self, epoch: int, events: Indices) -> Columns:
         users = self.users[events]
         others = self.negatives.draw(epoch, events, users, self.count)
-        base = np.full(len(events), key_of(*self.key, "shares", epoch), dtype=np.uint64)
-        keys = mix(base, events.astype(np.uint64))
-        shares = np.stack([uniforms(keys, layer) for layer in range(self.layers + 1)], axis=1)
-        return users, self.items[events], others, shares.astype(np.float32)
+        return users, self.items[events], others, self._shares(epoch, events)
+
+    def _shares(self, epoch: int, events: Indices) -> NDArray[np.float32]:
+        """``(events, count, layers + 1)`` uniform in (0, 1); each 64-bit word of a stream gives four of 16 bits."""
+        base = np.full(len(events) * self.count, key_of(*self.key, "shares", epoch), dtype=np.uint64)
+        keys = mix(base, (events[:, None] * self.count + np.arange(self.count)).reshape(-1).astype(np.uint64))
+        words = [mix(keys, counter).view(np.uint16).reshape(-1, 4) for counter in range(self.layers // 4 + 1)]
+        drawn = np.concatenate(words, axis=1)[:, : self.layers + 1].astype(np.float32)
+        return ((drawn + 0.5) / 65536.0).reshape(len(events), self.count, self.layers + 1)
 
 
 class SequenceExamples:

@@ -87,27 +87,37 @@ class SGLSettings(RetrieverSettings):
     """SGL: LightGCN with a contrastive loss between two views of the graph."""
 
     kind: Literal["sgl"] = "sgl"
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """Adam step size (RecRanker: 1e-3)."""
+    l2: float = Field(default=3e-4, ge=0)
+    """Weight of the squared norm of a batch's embeddings, per event (RecRanker: 1e-4; better on validation)."""
     layers: int = Field(default=2, ge=1)
     """Propagation layers (RecRanker: 2)."""
-    contrast: float = Field(default=0.1, ge=0)
-    """Weight of the contrastive loss, lambda (RecRanker: 0.1)."""
+    contrast: float = Field(default=0.01, ge=0)
+    """Weight of the contrastive loss per event, lambda (RecRanker: 0.1; ML-100K's validation prefers less)."""
     edge_drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of likes left out of each view (RecRanker: 0.1)."""
     temperature: float = Field(default=0.2, gt=0)
     """Temperature of the contrastive softmax (RecRanker: 0.2)."""
     epochs: int = Field(default=100, ge=1)
     """Passes over the training likes at the most (RecRanker: 20)."""
+    check_every: int = Field(default=5, ge=1)
+    """Epochs between two validation checks."""
 
 
 class MixGCFSettings(RetrieverSettings):
     """MixGCF: LightGCN against hard negatives mixed from many and from the liked item."""
 
     kind: Literal["mixgcf"] = "mixgcf"
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """Adam step size (RecRanker: 1e-3)."""
+    l2: float = Field(default=3e-4, ge=0)
+    """Weight of the squared norm of a batch's embeddings, per event (RecRanker: 1e-4; better on validation)."""
     layers: int = Field(default=3, ge=1)
     """Propagation layers (RecRanker: 3)."""
-    negatives: int = Field(default=64, ge=1)
-    """Items the hard negative of a like is mixed from (RecRanker: 64)."""
-    epochs: int = Field(default=500, ge=1)
+    negatives: int = Field(default=8, ge=1)
+    """Items the hard negative of a like is mixed from (RecRanker: 64; ML-100K's validation prefers fewer)."""
+    epochs: int = Field(default=300, ge=1)
     """Passes over the training likes at the most (RecRanker: 500)."""
 
 

@@ -37,12 +37,11 @@ class RankActor:
         """ANSWERS rows of PROMPTS rows with an extra column ``model``."""
         prompts = to_prompts(batch)
         rows: list[dict[str, Any]] = []
-        for model in ("tuned", "untuned"):
+        for model in dict.fromkeys(batch["model"].to_pylist()):
             asked = [index for index, name in enumerate(batch["model"].to_pylist()) if name == model]
-            if asked:
-                chosen = [prompts[index] for index in asked]
-                scored = self._tuned(chosen) if model == "tuned" else self._untuned(chosen)
-                rows += list(map(_row, batch.take(asked).to_pylist(), chosen, scored))
+            chosen = [prompts[index] for index in asked]
+            scored = self._tuned(chosen) if model == "tuned" else self._untuned(chosen)
+            rows += list(map(_row, batch.take(asked).to_pylist(), chosen, scored))
         return pa.Table.from_pylist(rows, schema=ANSWERS.schema)
 
     def _tuned(self, prompts: Sequence[Prompt]) -> list[Scored]:
@@ -67,8 +66,8 @@ def answer_prompts(
     """The ANSWERS table: every prompt answered by the model its row names.
 
     Args:
-        prompts: PROMPTS rows; a prompt may stand twice, once per model.
-        models: Per row 'tuned' or 'untuned'.
+        prompts: PROMPTS rows; a prompt may stand several times, once per model.
+        models: Per row 'tuned', or an untuned model's name: 'untuned' or 'untuned_no_hint'.
         model: Folder of the base model.
         adapters: Folder of the adapter or adapters.
         settings: How the model is run.

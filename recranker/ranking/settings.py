@@ -18,6 +18,8 @@ class RankingSettings(Settings):
     """Validation lists ranked to learn the weights, a keyed choice."""
     untuned: bool = True
     """Also rank with the untuned model, for the comparison."""
+    untuned_without_hints: bool = True
+    """And with the untuned model that sees no hints."""
     workers: int = Field(default=2, ge=1)
     """Ray Data actors, each with its own copy of the model."""
 

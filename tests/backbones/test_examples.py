@@ -57,8 +57,10 @@ def test_several_negatives_of_one_like_differ_and_are_uniform() -> None:
     assert counts.min() > 0.7 * counts.mean()
     assert np.mean([len(set(row)) for row in others.tolist()]) > 15  # of the 30 items a user does not like
     assert ((shares > 0) & (shares < 1)).all()
-    assert shares.shape == (len(users), 2)  # the input and one layer
-    assert len(np.unique(shares)) == shares.size
+    assert shares.shape == (len(users), 30, 2)  # the input and one layer
+    assert np.histogram(shares, bins=10, range=(0, 1))[0] == pytest.approx(shares.size / 10, rel=0.1)
+    for one, other in ((shares[..., 0], shares[..., 1]), (shares[:, 1:], shares[:, :-1]), (shares[1:], shares[:-1])):
+        assert abs(np.corrcoef(one.reshape(-1), other.reshape(-1))[0, 1]) < 0.03  # of layers, negatives and likes
 
 
 def test_every_like_but_the_first_is_predicted_once_from_those_before() -> None:

@@ -41,7 +41,7 @@ def on_workers(world: int, work: Callable[[Collective], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     if errors:
         raise errors[0]
     return results
