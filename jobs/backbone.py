@@ -29,7 +29,7 @@ from recranker.backbones.candidates import (
     user_factors,
 )
 from recranker.backbones.events import index_interactions
-from recranker.backbones.fits import FitJob
+from recranker.backbones.fits import FitJob, Fits
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.own import COLUMNS, wanted_targets
 from recranker.backbones.settings import OwnCandidates
@@ -48,13 +48,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     interactions = index_interactions(table)
     folds = make_folds(interactions, settings.backbone)
     job = FitJob(tuple(data_of(interactions, fold) for fold in folds), settings.backbone, settings.seed)
-    started = time.perf_counter()
-    if job.trained:
-        stage.connect()
-    with stage.progress("backbone", job.epochs) as bar:
-        trained = fit_backbones(job, work=stage.scratch, on_epochs=bar.advance)
-    stage.log_metrics({"backbone/fit_seconds": time.perf_counter() - started, "backbone/fits": len(job.trained)})
-
+    trained = _train(job, stage)
     scale = Scale(facts["rating_min"], facts["rating_max"], facts["like_at_least"])
     fitted = fold_fits(list(zip(folds, job.folds, strict=True)), trained, settings.backbone, scale, settings.seed)
     lists, left_out = lists_of(interactions, fitted, settings.backbone, scale)
@@ -80,6 +74,18 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     stage.facts.update(counts | {"conventional": conventional})
     stage.log_metrics({f"backbone/{name}": float(count) for name, count in counts.items()})
     stage.log_metrics(hit_rates(counts, settings.backbone.num_candidates))
+
+
+def _train(job: FitJob, stage: StageContext) -> Fits:
+    """The fits that need epochs, on the cluster; none where all are closed forms."""
+    if not job.trained:
+        return {}
+    stage.connect()
+    started = time.perf_counter()
+    with stage.progress("backbone", job.epochs) as bar:
+        fits = fit_backbones(job, work=stage.scratch, on_epochs=bar.advance)
+    stage.log_metrics({"backbone/fit_seconds": time.perf_counter() - started, "backbone/fits": len(job.trained)})
+    return fits
 
 
 def hit_rates(counts: dict[str, int], k: int) -> dict[str, float]:
