@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
+from recranker.data.facts import require_ratings
 from recranker.data.leakage import check_prompts
 from recranker.distributed.instructions import build_prompts
 from recranker.schema import CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, QUARANTINE, SIGNALS
@@ -24,6 +25,8 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     interactions, items = stage.read("prepare", INTERACTIONS), stage.read("prepare", ITEMS)
     lists, draws = stage.read("backbone", CANDIDATES), stage.read("sample", DRAWS)
     data = stage.facts_of("prepare")
+    if settings.instruct.pointwise_answer == "rating":
+        require_ratings(data, "instruct.pointwise_answer='rating'")
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     scale = RatingScale(data["rating_min"], data["rating_max"])
     builder = PromptBuilder(titles, settings.instruct, scale, settings.seed)

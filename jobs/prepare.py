@@ -19,6 +19,9 @@ from recranker.schema import INTERACTIONS, ITEMS
 
 logger = logging.getLogger("recranker.jobs")
 
+WIDTH = 120
+"""Characters, where the output is no terminal that has a width of its own."""
+
 
 def run(settings: JobSettings, stage: StageContext) -> None:
     """Publish interactions and items."""
@@ -44,16 +47,20 @@ def options(parser: argparse.ArgumentParser) -> None:
 def show(stage: StageContext, parsed: argparse.Namespace) -> None:
     """What became of the rows, step by step."""
     facts = stage.facts_of("prepare")
-    Console().print(counted(facts["source"], {name: facts["counts"][name] for name in facts["steps"]}))
+    _console().print(counted(facts["source"], {name: facts["counts"][name] for name in facts["steps"]}))
     for number, left in enumerate(facts["k_core"], start=1):
         print(f"k-core, round {number}: " + ", ".join(f"{count} {what}" for what, count in left.items()))
     print(facts["denominator"])
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 STAGE = Stage("prepare", run, sections=("data",), outside=outside, options=options, show=show)
 
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
-        Console().print(listing(CATALOGUE))
+        _console().print(listing(CATALOGUE))
         sys.exit()
     sys.exit(main(STAGE))

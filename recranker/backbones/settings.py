@@ -208,4 +208,5 @@ class BackboneSettings(Settings):
     workers: int = Field(default=1, ge=1)
     """Ray Train workers that share each batch."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds of training between two checkpoints a killed run goes on from; 0 makes one after every epoch."""
+    """Seconds of training between two checkpoints a killed run goes on from, each some seconds of waiting; 0 makes one
+    after every epoch."""

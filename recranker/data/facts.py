@@ -1,7 +1,7 @@
 """What the data is, as stage 'prepare' recorded it, and how later stages make sure that it is what they need.
 
-A stage that reads meaning into order or ratings calls ``require_order``, ``require_time`` or ``require_ratings`` with
-the facts of stage 'prepare' before it starts.
+A stage that reads meaning into order or ratings calls ``require_order`` or ``require_ratings`` with the facts of stage
+'prepare' before it starts.
 """
 
 from collections.abc import Mapping
@@ -58,19 +58,6 @@ def require_order(facts: Mapping[str, Any], reader: str) -> None:
         raise DataError(
             f"{reader} needs histories in order, but {facts['source']} has none (histories stand in a keyed random "
             "order); leave it out, or name data.source.time_column if there is one"
-        )
-
-
-def require_time(facts: Mapping[str, Any], reader: str) -> None:
-    """Refuse ``reader`` where interactions have no clock times.
-
-    Raises:
-        DataError: If there are none.
-    """
-    if order_of(facts) != "time":
-        raise DataError(
-            f"{reader} needs clock times, but the order of {facts['source']} comes from: {order_of(facts)}; leave it "
-            "out, or name data.source.time_column if there is one"
         )
 
 

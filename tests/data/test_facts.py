@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from recranker.data.facts import RatingMeaning, meaning_of, order_of, require_order, require_ratings, require_time
+from recranker.data.facts import RatingMeaning, meaning_of, order_of, require_order, require_ratings
 from recranker.errors import DataError
 
 FACTS: dict[str, Any] = {
@@ -23,12 +23,6 @@ def test_a_reader_of_order_is_refused_where_order_is_random() -> None:
         require_order(FACTS, "backbone 'sasrec'")
     for order in ("time", "sequence"):
         require_order(FACTS | {"order": order}, "backbone 'sasrec'")
-
-
-def test_a_reader_of_times_is_refused_where_only_a_sequence_is_known() -> None:
-    with pytest.raises(DataError, match="a time split needs clock times, but the order of books comes from: sequence"):
-        require_time(FACTS | {"order": "sequence"}, "a time split")
-    require_time(FACTS | {"order": "time"}, "a time split")
 
 
 def test_a_reader_of_ratings_is_refused_where_feedback_is_implicit() -> None:
