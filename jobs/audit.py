@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from rich.console import Console
 
 from jobs.settings import JobSettings
@@ -21,11 +22,14 @@ from recranker.data.leakage.tables import GateTables
 from recranker.errors import LeakageError, OutputError, SettingsError
 from recranker.evaluation.audit import canaries_json, canaries_table, findings_json, findings_table
 from recranker.evaluation.made_up import try_canaries_on_made_up_runs
-from recranker.evaluation.shuffled_labels import check_shuffled_labels
+from recranker.evaluation.shuffled_labels import MIN_LISTS, check_shuffled_labels
 from recranker.ranking.refit import refitted
 from recranker.schema import CANDIDATES, FIT_EVENTS, INTERACTIONS, ITEMS, PROMPTS, SIGNALS, TableSchema
 from recranker.settings import load_settings
 
+SHUFFLED = "shuffled-labels"
+SPLITS = ("train", "test")
+"""Fitted on, and ranked."""
 WIDTH = 140
 """Characters, where the output is no terminal that has a width of its own."""
 
@@ -75,16 +79,18 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def _shuffled(settings: JobSettings, tables: GateTables) -> list[Finding]:
-    """Whether the conventional re-ranker falls to chance once labels are shuffled; nothing without training lists."""
-    if tables.candidates is None or tables.signals is None or "train" not in tables.candidates["split"].to_pylist():
+    """Whether the conventional re-ranker falls to chance once labels are shuffled."""
+    if tables.candidates is None or tables.signals is None or tables.items is None:
         return []
-    assert tables.items is not None, "stage 'prepare' publishes items"
+    lists = tables.candidates
+    hits = {split: pc.sum(lists.filter(pc.equal(lists["split"], split))["hit"]).as_py() or 0 for split in SPLITS}
+    if min(hits.values()) < MIN_LISTS:  # too few to fit on, or to tell anything
+        return [Finding(SHUFFLED, 0, None)]
     ranker = refitted(tables.interactions, tables.items, tables.signals, tables.facts, settings.backbone, settings.seed)
     try:
-        found = check_shuffled_labels(tables.candidates, ranker, seed=settings.seed)
+        return [Finding(SHUFFLED, check_shuffled_labels(lists, ranker, seed=settings.seed).lists, None)]
     except LeakageError as error:
-        return [Finding("shuffled-labels", tables.candidates.num_rows, str(error))]
-    return [Finding("shuffled-labels", found.lists, None)]
+        return [Finding(SHUFFLED, hits["test"], str(error))]
 
 
 def _show_findings(findings: list[Finding], path: Path | None) -> None:

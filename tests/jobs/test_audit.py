@@ -62,7 +62,8 @@ def test_a_clean_run_is_ok_check_by_check(tmp_path: Path, capsys: pytest.Capture
     config, file = _published(tmp_path, leak=False), tmp_path / "audit.json"
     assert audit.main([config, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    assert (result["checks"], result["leaks"]) == (len(CHECKS), 0)
+    assert (result["checks"], result["leaks"]) == (len(CHECKS) + 1, 0)  # and the labels shuffled
+    assert result["findings"][-1]["check"] == "shuffled-labels"
     assert sum(one["rows"] > 0 for one in result["findings"]) >= len(CHECKS) - 2  # time split, stated templates
     assert "hints-quoted" in capsys.readouterr().out
 
