@@ -69,30 +69,29 @@ class MFSettings(RetrieverSettings):
     """Passes over the training likes at the most (RecRanker: 100)."""
 
 
-class LightGCNSettings(RetrieverSettings):
-    """LightGCN under the BPR loss."""
+class GraphSettings(RetrieverSettings):
+    """What the models on the graph of likes share."""
 
-    kind: Literal["lightgcn"] = "lightgcn"
     learning_rate: float = Field(default=5e-3, gt=0)
     """Adam step size (RecRanker: 1e-3; this gets as far on validation in a fraction of the epochs)."""
     l2: float = Field(default=3e-4, ge=0)
     """Weight of the squared norm of a batch's embeddings, per event (RecRanker: 1e-4; better on validation)."""
     layers: int = Field(default=2, ge=1)
     """Propagation layers (RecRanker: 2)."""
+
+
+class LightGCNSettings(GraphSettings):
+    """LightGCN under the BPR loss."""
+
+    kind: Literal["lightgcn"] = "lightgcn"
     epochs: int = Field(default=300, ge=1)
     """Passes over the training likes at the most (RecRanker: 300)."""
 
 
-class SGLSettings(RetrieverSettings):
+class SGLSettings(GraphSettings):
     """SGL: LightGCN with a contrastive loss between two views of the graph."""
 
     kind: Literal["sgl"] = "sgl"
-    learning_rate: float = Field(default=5e-3, gt=0)
-    """Adam step size (RecRanker: 1e-3)."""
-    l2: float = Field(default=3e-4, ge=0)
-    """Weight of the squared norm of a batch's embeddings, per event (RecRanker: 1e-4; better on validation)."""
-    layers: int = Field(default=2, ge=1)
-    """Propagation layers (RecRanker: 2)."""
     contrast: float = Field(default=0.01, ge=0)
     """Weight of the contrastive loss per event, lambda (RecRanker: 0.1; ML-100K's validation prefers less)."""
     edge_drop: float = Field(default=0.1, ge=0, lt=1)
@@ -105,14 +104,10 @@ class SGLSettings(RetrieverSettings):
     """Epochs between two validation checks."""
 
 
-class MixGCFSettings(RetrieverSettings):
+class MixGCFSettings(GraphSettings):
     """MixGCF: LightGCN against hard negatives mixed from many and from the liked item."""
 
     kind: Literal["mixgcf"] = "mixgcf"
-    learning_rate: float = Field(default=5e-3, gt=0)
-    """Adam step size (RecRanker: 1e-3)."""
-    l2: float = Field(default=3e-4, ge=0)
-    """Weight of the squared norm of a batch's embeddings, per event (RecRanker: 1e-4; better on validation)."""
     layers: int = Field(default=3, ge=1)
     """Propagation layers (RecRanker: 3)."""
     negatives: int = Field(default=8, ge=1)
