@@ -25,7 +25,6 @@ from recranker.backbones.candidates import (
     count_lists,
     fit_events,
     popularity_hits,
-    signal_rows,
     user_factors,
 )
 from recranker.backbones.events import index_interactions
@@ -33,6 +32,7 @@ from recranker.backbones.fits import FitJob, Fits
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.own import COLUMNS, wanted_targets
 from recranker.backbones.settings import OwnCandidates
+from recranker.backbones.signals import signal_rows
 from recranker.data.leakage import check_candidates
 from recranker.distributed.backbones import fit_backbones
 from recranker.errors import OutputError
@@ -63,7 +63,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
         settings.seed,
     )
     seen = fit_events(interactions, folds)
-    signals = pa.concat_tables([signal_rows(lists), rerankers])
+    signals = pa.concat_tables([signal_rows(lists.table, lists.signals), rerankers])
     check_candidates(table, candidates, seen, facts, signals=signals)
     stage.write(CANDIDATES, candidates)
     stage.write(SIGNALS, signals)

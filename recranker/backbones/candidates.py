@@ -6,7 +6,6 @@ fold, which have not seen the target or anything later, so their scores and hint
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from recranker.backbones.rating_predictor import predict_ratings
 from recranker.backbones.retrieval import retrieve, scores_of
 from recranker.backbones.settings import BackboneSettings
 from recranker.backbones.topk import ItemSets
-from recranker.schema import FIT_EVENTS, SIGNALS, USER_FACTORS
+from recranker.schema import FIT_EVENTS, USER_FACTORS
 
 Indices = NDArray[np.int64]
 
@@ -112,21 +111,6 @@ def candidate_lists(
     return Lists(pa.concat_tables([part.table for part in parts]), signals)
 
 
-def signal_rows(lists: Lists) -> pa.Table:
-    """SIGNALS rows of the further recommenders."""
-    lengths = pc.list_value_length(lists.table["candidate_ids"]).to_numpy()
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    tables = [SIGNALS.schema.empty_table()]
-    for name, scores in lists.signals.items():
-        columns = {
-            "list_id": lists.table["list_id"],
-            "signal": pa.array([name] * len(lengths), pa.string()),
-            "scores": _lists(starts, pa.array(scores)),
-        }
-        tables.append(pa.table(columns, schema=SIGNALS.schema))
-    return pa.concat_tables(tables)
-
-
 def count_lists(candidates: pa.Table) -> dict[str, int]:
     """Lists and lists with their target, per split."""
     counts: dict[str, int] = {}
@@ -183,7 +167,7 @@ def make_offers(interactions: Interactions, targets: Targets, fits: FoldFits, *,
 
     Items without a like in the fold are never offered; a target without one gives a list without hit.
     """
-    queries = Histories(interactions).queries(interactions.users[targets.rows], targets.before)
+    queries = queries_before(interactions, interactions.users[targets.rows], targets.before)
     eligible = like_counts(fits.data) > 0
     return Offers(*retrieve(fits.retriever, queries, num_candidates, masked=targets.masked, eligible=eligible))
 
@@ -204,28 +188,14 @@ def describe(interactions: Interactions, targets: Targets, fits: FoldFits, offer
         "predicted_ratings": _lists(starts, pa.array(guesses)),
         "popularity": _lists(starts, pa.array(like_counts(fits.data)[items].astype(np.float32))),
     }
-    queries = Histories(interactions).queries(users, targets.before)
+    queries = queries_before(interactions, users, targets.before)
     return Lists(pa.table(columns), {name: scores_of(fit, queries, lists, items) for name, fit in fits.signals.items()})
 
 
-@dataclass(frozen=True)
-class Histories:
-    """What each user had liked by a given place of the history; test targets are never part of it."""
-
-    interactions: Interactions
-
-    def queries(self, users: Indices, before: NDArray[np.int32]) -> Queries:
-        """Training and validation likes of each user that stand before the given sequence number."""
-        rows, keys = self._liked
-        starts, ends = np.searchsorted(keys, users << 32), np.searchsorted(keys, (users << 32) + before)
-        return Queries(users, ItemSets.slices(self.interactions.items[rows], starts, ends))
-
-    @cached_property
-    def _liked(self) -> tuple[Indices, Indices]:
-        """Rows of the likes a history may hold, and their user and sequence as one rising number."""
-        one = self.interactions
-        rows = np.flatnonzero(one.likes & np.isin(one.splits, ("train", "validation")))
-        return rows, (one.users[rows] << 32) + one.sequences[rows]
+def queries_before(interactions: Interactions, users: Indices, before: NDArray[np.int32]) -> Queries:
+    """Each user with the training and validation likes that stand before the given sequence number."""
+    liked = interactions.known_likes
+    return Queries(users, ItemSets.slices(interactions.items[liked], *interactions.spans(liked, users, before)))
 
 
 def fit_events(interactions: Interactions, folds: Sequence[Fold]) -> pa.Table:

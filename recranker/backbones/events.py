@@ -1,6 +1,7 @@
 """Interactions as arrays of indices, in one order whatever the order of the rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,18 @@ class Interactions:
         """Rows of one split, in order."""
         chosen = self.splits == split
         return np.flatnonzero(chosen & self.likes if likes_only else chosen)
+
+    @cached_property
+    def known_likes(self) -> NDArray[np.int64]:
+        """Rows of the likes a history may hold, in order: those of training and validation, never a test target."""
+        return np.flatnonzero(self.likes & np.isin(self.splits, ("train", "validation")))
+
+    def spans(
+        self, rows: NDArray[np.int64], users: NDArray[np.int64], before: NDArray[np.integer]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """``(queries,)`` where each user's events before a sequence number begin and end among ``rows``, which rise."""
+        keys = (self.users[rows] << 32) + self.sequences[rows]
+        return np.searchsorted(keys, users << 32), np.searchsorted(keys, (users << 32) + before)
 
 
 def index_interactions(table: pa.Table) -> Interactions:

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recranker.backbones.folds import FoldData
-from recranker.backbones.topk import ItemSets
 from recranker.randomness import key_of, mix, uniforms
 
 MAX_TRIES = 20
@@ -111,7 +110,7 @@ class SequenceExamples:
     """
 
     def __init__(self, fold: FoldData, key: tuple[str | int, ...], *, max_length: int, negatives: int | None) -> None:
-        histories = ItemSets.of(fold.like_users, fold.like_items, fold.num_users)
+        histories = fold.histories
         self.items, self.count = histories.items, negatives
         self.max_length, self.negatives = max_length, Negatives(fold, key)
         per_user = np.maximum(-(-(histories.lengths - 1) // max_length), 0)

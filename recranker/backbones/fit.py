@@ -57,10 +57,6 @@ class Fit(Protocol):
         """``(Q, I)`` score of every item, higher is better."""
         ...
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Everything the fit is made of, by name, for ``from_arrays`` of its class."""
-        ...
-
 
 @dataclass(frozen=True)
 class FactorFit:
@@ -85,6 +81,7 @@ class FactorFit:
         return scores
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All of it by name, for ``from_arrays``."""
         return {name: np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod

@@ -20,7 +20,7 @@ from recranker.backbones.item_item import fit_ease, fit_item_knn
 from recranker.backbones.lightgcn import Graph, LightGCN
 from recranker.backbones.mf import MF
 from recranker.backbones.mixgcf import MixGCF
-from recranker.backbones.popularity import fit_popularity
+from recranker.backbones.popularity import fit_popularity, like_counts
 from recranker.backbones.protocol import Backbone
 from recranker.backbones.rating_predictor import RatingPredictor
 from recranker.backbones.retrieval import target_ranks
@@ -54,7 +54,9 @@ CUTOFF = 10
 """k of the NDCG@k that early stopping watches (RecRanker's number of candidates)."""
 
 Key = tuple[str | int, ...]
-Fits = dict[str, Fit]
+TrainedFit = FactorFit | SequenceFit
+"""A fit that workers make, and that travels from them."""
+Fits = dict[str, TrainedFit]
 """By name: 'retriever' and 'rating_predictor', each with '/' and the name of a fold."""
 
 
@@ -98,7 +100,7 @@ class FitJob:
 class Progress:
     """How far the fits of a job are: all a restarted run needs."""
 
-    fits: Mapping[str, Fit] = field(default_factory=dict)
+    fits: Mapping[str, TrainedFit] = field(default_factory=dict)
     """The finished ones."""
     state: TrainingState | None = None
     """Of the fit that was under way."""
@@ -133,8 +135,9 @@ def run_fits(
         )
         common = _Common(job.seed, collective, device, checkpointing, on_epochs)
         if model == "retriever":
-            whole = fits.get(f"retriever/{job.folds[0].name}")
-            fits[name] = _train_retriever(folds[fold], cast(Trained, job.settings.retriever), common, whole)
+            whole = fits.get(f"retriever/{job.folds[0].name}")  # a rolled-back fold has no validation of its own
+            settings, epochs = cast(Trained, job.settings.retriever), whole.epochs if whole else None
+            fits[name] = _fit_retriever(folds[fold], settings, common, epochs)
         else:
             fits[name] = _train_rating_predictor(folds[fold], job.settings.rating_predictor, common)
         state = None
@@ -152,7 +155,7 @@ def fit_retriever(
     epochs: int | None = None,
     on_epochs: Callable[[int], None] = lambda count: None,
     watch: Callable[[int, Callable[[], Fit]], None] | None = None,
-) -> Fit:
+) -> TrainedFit:
     """Fit on the fold's likes.
 
     Args:
@@ -184,10 +187,8 @@ def fit_closed_form(data: FoldData, settings: ClosedForm, seed: int) -> Fit:
 def validation_ndcg(fit: Fit, data: FoldData, part: slice = slice(None)) -> float:
     """Sum of NDCG@10 over the fold's validation users in ``part``; their training likes are out of the race."""
     users, targets = data.validation_users[part], data.validation_items[part]
-    known = ItemSets.of(data.like_users, data.like_items, data.num_users)
-    places, items = known.pairs(users)
-    histories = ItemSets.of(places, items, len(users))
-    eligible = np.bincount(data.like_items, minlength=data.num_items) > 0
+    histories = ItemSets.of(*data.histories.pairs(users), len(users))
+    eligible = like_counts(data) > 0
     ranks = target_ranks(fit, Queries(users, histories), targets, masked=histories, eligible=eligible)
     return float((1.0 / np.log2(ranks[ranks <= CUTOFF] + 1.0)).sum())
 
@@ -236,7 +237,7 @@ def load_progress(folder: Path) -> Progress:
 
 FITS_FILE = "fits.npz"
 STATE_FILE = "state.pt"
-_FIT_CLASSES: dict[str, type[FactorFit] | type[SequenceFit]] = {"FactorFit": FactorFit, "SequenceFit": SequenceFit}
+_FIT_CLASSES: dict[str, type[TrainedFit]] = {"FactorFit": FactorFit, "SequenceFit": SequenceFit}
 
 
 @dataclass(frozen=True)
@@ -250,18 +251,13 @@ class _Common:
     on_epochs: Callable[[int], None]
 
 
-def _train_retriever(data: FoldData, settings: Trained, common: _Common, whole: Fit | None) -> Fit:
-    """Like the full fold's fit where there is one: a rolled-back fold has no validation of its own."""
-    return _fit_retriever(data, settings, common, whole.epochs if whole else None, None)
-
-
 def _fit_retriever(
     data: FoldData,
     settings: Trained,
     common: _Common,
     epochs: int | None,
-    watch: Callable[[int, Callable[[], Fit]], None] | None,
-) -> Fit:
+    watch: Callable[[int, Callable[[], Fit]], None] | None = None,
+) -> TrainedFit:
     key = (common.seed, "backbone", settings.kind, data.name)
     model, examples = _model(data, settings, key)
     stopping = None
@@ -292,7 +288,7 @@ def _trained(
     epochs: int | None,
     stopping: EarlyStopping | None,
     watch: Callable[[int, Callable[[], Fit]], None] | None,
-) -> Fit:
+) -> TrainedFit:
     cast(torch.nn.Module, model).to(common.device)
     counted = _Counted(common.on_epochs, settings.epochs)
 
@@ -315,8 +311,7 @@ def _trained(
         on_epochs=on_epochs,
     )
     counted.rest()
-    fit = cast(FactorFit | SequenceFit, model.fit())
-    return replace(fit, epochs=outcome.epochs, validation_ndcg_at_10=outcome.best)
+    return replace(cast(TrainedFit, model.fit()), epochs=outcome.epochs, validation_ndcg_at_10=outcome.best)
 
 
 class _Validation:
@@ -364,6 +359,5 @@ def _model(data: FoldData, settings: Trained, key: Key) -> tuple[Backbone, Examp
 
 def _sasrec(data: FoldData, settings: SASRecSettings, key: Key) -> tuple[SASRec, SequenceExamples]:
     shape = Architecture(data.num_items, settings.dim, settings.layers, settings.heads, settings.max_length)
-    histories = ItemSets.of(data.like_users, data.like_items, data.num_users)
     examples = SequenceExamples(data, key, max_length=settings.max_length, negatives=settings.negatives)
-    return SASRec(histories, shape, dropout=settings.dropout, l2=settings.l2, key=key), examples
+    return SASRec(data.histories, shape, dropout=settings.dropout, l2=settings.l2, key=key), examples

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recranker.backbones.events import Interactions
 from recranker.backbones.settings import BackboneSettings
+from recranker.backbones.topk import ItemSets
 
 MIN_LIKES = 5
 """A user with fewer training likes gives no rolled-back target: too little would be left to fit on."""
@@ -49,6 +50,11 @@ class FoldData:
     """``(validation,)`` for early stopping; empty in the rolled-back fold."""
     validation_items: NDArray[np.int64]
     """``(validation,)`` their targets."""
+
+    @property
+    def histories(self) -> ItemSets:
+        """The likes of every user, the oldest first."""
+        return ItemSets.of(self.like_users, self.like_items, self.num_users)
 
 
 def make_folds(interactions: Interactions, settings: BackboneSettings) -> tuple[Fold, ...]:

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import svds
 
 from recranker.backbones.fit import Floats, Queries
 from recranker.backbones.folds import FoldData
+from recranker.backbones.popularity import like_counts
 from recranker.backbones.settings import EASESettings, ItemKNNSettings
 from recranker.backbones.topk import ItemSets
 from recranker.errors import SettingsError
@@ -43,9 +44,6 @@ class ItemFit:
         profiles = profiles_of(queries.histories, self.weights.shape[0], self.decay)
         found = profiles @ self.weights
         return np.asarray(found.toarray() if isinstance(found, csr_matrix) else found, dtype=np.float32)
-
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        raise NotImplementedError("closed-form fits are made where they are used and never travel")
 
 
 def fit_ease(data: FoldData, settings: EASESettings, key: tuple[str | int, ...]) -> ItemFit:
@@ -81,7 +79,7 @@ def fit_item_knn(data: FoldData, settings: ItemKNNSettings, key: tuple[str | int
     """
     likes = like_matrix(data)
     together = (likes.T @ likes).tocoo()
-    counts = np.bincount(data.like_items, minlength=data.num_items).astype(np.float64)
+    counts = like_counts(data).astype(np.float64)
     apart = together.row != together.col
     rows, columns, both = together.row[apart], together.col[apart], together.data[apart].astype(np.float64)
     cosine = both / (np.sqrt(counts[rows] * counts[columns]) + settings.shrinkage)

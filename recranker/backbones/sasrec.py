@@ -159,6 +159,7 @@ class SequenceFit:
         return encoder.eval()
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All of it by name, for ``from_arrays``."""
         plain = {name: np.asarray(getattr(self, name)) for name in ("user_factors", "epochs", "validation_ndcg_at_10")}
         plain["shape"] = np.array(list(vars(self.shape).values()))
         return plain | {f"parameters.{name}": value for name, value in self.parameters.items()}

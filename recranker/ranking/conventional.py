@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from recranker.backbones.events import Interactions
+from recranker.backbones.signals import signal_rows
 from recranker.errors import DataError, SettingsError
 from recranker.randomness import key_of, keys_of
 from recranker.ranking.choice import fit_flat_choice, lists_of, log_probabilities
@@ -236,7 +237,7 @@ def conventional_scores(
             f"catalogue of {items.num_rows} items holds neither; set conventional.hint={settings.hint[:-5]}"
         )
     scores, models = _fit_all(evidence, lists, usable, parts, settings, seed)
-    rows = pa.concat_tables([_signal_rows(lists, name, found) for name, found in scores.items()])
+    rows = signal_rows(lists, scores)
     hint = rows.filter(pc.equal(rows["signal"], settings.hint))["scores"]
     stated |= {"hint": settings.hint, "models": models}
     return SIGNALS.conform(rows, where="signals"), _candidates(lists, hint), stated
@@ -348,17 +349,6 @@ def _labels(evidence: Evidence, targets: Ints) -> Ints:
     labels = np.zeros(len(evidence.raw), np.int64)
     labels[evidence.starts + targets] = 1
     return labels
-
-
-def _signal_rows(lists: pa.Table, name: str, scores: Floats) -> pa.Table:
-    offered = lists["candidate_ids"].combine_chunks()
-    offsets = pa.array(np.append(0, np.cumsum(pc.list_value_length(offered).to_numpy())), pa.int32())
-    columns = {
-        "list_id": lists["list_id"],
-        "signal": pa.array([name] * lists.num_rows, pa.string()),
-        "scores": pa.ListArray.from_arrays(offsets, pa.array(scores.astype(np.float32))),
-    }
-    return pa.table(columns)
 
 
 def _candidates(lists: pa.Table, scores: pa.ChunkedArray) -> pa.Table:

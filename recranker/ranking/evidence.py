@@ -19,6 +19,8 @@ from sklearn.preprocessing import normalize
 
 from recranker.backbones.events import Interactions
 from recranker.backbones.folds import FoldData
+from recranker.backbones.popularity import like_counts
+from recranker.backbones.topk import ItemSets
 from recranker.data.facts import Order, order_of
 from recranker.errors import DataError
 from recranker.ranking.choice import lists_of, reduced, standardised_lists, starts_of
@@ -184,17 +186,17 @@ def flat_lists(interactions: Interactions, lists: pa.Table) -> Lists:
 
 def histories(interactions: Interactions, lists: Lists, facts: Mapping[str, Any]) -> Histories:
     """What may be known of each list's user: events of training and validation before the list's target."""
-    known = np.isin(interactions.splits, ("train", "validation"))
-    liked = np.flatnonzero(known & interactions.likes)
-    rated = facts["has_ratings"] and known & (interactions.ratings < facts["dislike_below"])
-    disliked = np.flatnonzero(rated) if facts["has_ratings"] else np.empty(0, np.int64)
-    begin, end = _spans(interactions, liked, lists)
+    liked, disliked = interactions.known_likes, np.empty(0, np.int64)
+    if facts["has_ratings"]:
+        known = np.isin(interactions.splits, ("train", "validation"))
+        disliked = np.flatnonzero(known & (interactions.ratings < facts["dislike_below"]))
+    begin, end = interactions.spans(liked, lists.users, lists.before)
     places = end[:, None] - 1 - np.arange(LATEST)
     rows = liked[np.maximum(places, 0)] if len(liked) else places
     latest = np.where(places >= begin[:, None], interactions.items[rows], -1)
     until = np.where(end > begin, interactions.times[rows[:, 0]], np.nan)
     likes = _members(interactions, liked, begin, end)
-    dislikes = _members(interactions, disliked, *_spans(interactions, disliked, lists))
+    dislikes = _members(interactions, disliked, *interactions.spans(disliked, lists.users, lists.before))
     return Histories(end - begin, latest, until, likes, dislikes)
 
 
@@ -212,7 +214,7 @@ def transitions(data: FoldData) -> csr_matrix:
 def _of_fold(
     lists: Lists, known: Histories, view: FoldView, interactions: Interactions, order: Order
 ) -> dict[FeatureGroup, Columns]:
-    popularity = np.bincount(view.data.like_items, minlength=view.data.num_items).astype(np.float64)
+    popularity = like_counts(view.data).astype(np.float64)
     groups: dict[FeatureGroup, Columns] = {
         "similarity": _similarities(lists, known, view.item_vectors),
         "popularity": {
@@ -372,19 +374,12 @@ def _until(items: Ints, times: Floats, wanted: Ints, moments: Floats) -> Ints:
     return np.asarray(np.searchsorted(items * width + ranks, wanted * width + moment, side="left"))
 
 
-def _spans(interactions: Interactions, rows: Ints, lists: Lists) -> tuple[Ints, Ints]:
-    """``(L,)`` where the events of each list's history begin and end among ``rows``."""
-    width = np.int64(1) << 32
-    keys = interactions.users[rows] * width + interactions.sequences[rows]
-    return np.searchsorted(keys, lists.users * width), np.searchsorted(keys, lists.users * width + lists.before)
-
-
 def _members(interactions: Interactions, rows: Ints, begin: Ints, end: Ints) -> csr_matrix:
-    lengths = end - begin
-    offsets = np.append(0, np.cumsum(lengths))
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - begin, lengths)
-    shape = len(begin), interactions.num_items
-    return csr_matrix((np.ones(offsets[-1]), interactions.items[rows[within]], offsets), shape=shape)
+    """``(L, I)`` 1 for the item of each of a list's ``rows``."""
+    found = ItemSets.slices(interactions.items[rows], begin, end)
+    return csr_matrix(
+        (np.ones(len(found.items)), found.items, found.starts), shape=(len(begin), interactions.num_items)
+    )
 
 
 def _mean(values: Floats) -> Floats:

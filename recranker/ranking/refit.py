@@ -12,6 +12,7 @@ from recranker.backbones.events import index_interactions
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.item_item import like_factors
 from recranker.backbones.settings import BackboneSettings
+from recranker.backbones.signals import flat_signals
 from recranker.randomness import keys_of
 from recranker.ranking.conventional import PARTS, fit_and_score, target_places
 from recranker.ranking.evidence import FoldView, evidence_of
@@ -45,20 +46,10 @@ def refitted(
 
     def fit_then_score(training: pa.Table, ranked: pa.Table) -> list[Floats]:
         lists = pa.concat_tables([training, ranked]).combine_chunks()
-        evidence = evidence_of(indexed, views, lists, _flat(lists, others), items, facts)
+        evidence = evidence_of(indexed, views, lists, flat_signals(lists, others), items, facts)
         parts = keys_of(training["user_id"].to_pylist(), seed, "audit") % np.uint64(PARTS)
         groups = np.concatenate([1 + parts.astype(np.int64), np.zeros(ranked.num_rows, np.int64)])
         scores = fit_and_score(evidence.raw, evidence.starts, target_places(lists), groups, seed=seed)
         return np.split(scores, evidence.starts[1:])[training.num_rows :]
 
     return fit_then_score
-
-
-def _flat(lists: pa.Table, signals: pa.Table) -> dict[str, Floats]:
-    """Per signal, its score of every candidate, one list after another."""
-    found = {}
-    for name in pc.unique(signals["signal"]).to_pylist():
-        mine = signals.filter(pc.equal(signals["signal"], name)).combine_chunks()
-        rows = pc.index_in(lists["list_id"], value_set=mine["list_id"].combine_chunks())
-        found[name] = np.asarray(mine["scores"].take(rows).combine_chunks().flatten(), dtype=np.float64)
-    return found

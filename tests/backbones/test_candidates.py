@@ -11,19 +11,19 @@ import pytest
 from recranker.backbones.assembly import fold_fits, lists_of
 from recranker.backbones.candidates import (
     FoldFits,
-    Histories,
     Lists,
     Scale,
     count_lists,
     fit_events,
     popularity_hits,
-    signal_rows,
+    queries_before,
     user_factors,
 )
 from recranker.backbones.events import Interactions, index_interactions
 from recranker.backbones.fit import FactorFit, Queries
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.settings import BackboneSettings, EASESettings, ItemKNNSettings, PopularitySettings
+from recranker.backbones.signals import signal_rows
 from recranker.data.leakage import check_candidates
 from recranker.errors import LeakageError
 from recranker.schema import CANDIDATES, SIGNALS
@@ -151,7 +151,7 @@ def test_histories_by_hand() -> None:
     )
     indexed = index_interactions(table)
     before = np.array([0, 1, 3, 4, 9, 9], dtype=np.int32)
-    queries = Histories(indexed).queries(np.array([0, 0, 0, 0, 0, 1]), before)
+    queries = queries_before(indexed, np.array([0, 0, 0, 0, 0, 1]), before)
     found = [
         [indexed.item_ids[int(item)].as_py() for item in queries.histories.rows(row, row + 1).items] for row in range(6)
     ]
@@ -167,7 +167,7 @@ def test_each_signal_is_its_folds_score_of_that_candidate_given_the_history(
     rows, indexed = table.to_pylist(), index_interactions(table)
     settings = settings_of(num_candidates=6, validation_in_history=validation_in_history, rolls=rolls)
     lists, by_name = lists_with(indexed, settings)
-    signals = signal_rows(lists)
+    signals = signal_rows(lists.table, lists.signals)
     SIGNALS.conform(signals, where="signals")
     scores_of = {(one["list_id"], one["signal"]): one["scores"] for one in signals.to_pylist()}
     ids = indexed.item_ids.to_pylist()
@@ -214,7 +214,7 @@ def test_order_of_the_interactions_changes_no_list() -> None:
         indexed = index_interactions(rows)
         folds = [(fold, data_of(indexed, fold)) for fold in make_folds(indexed, settings)]
         lists, _ = lists_of(indexed, fold_fits(folds, {}, settings, SCALE, seed=0), settings, SCALE)
-        found.append((lists.table, signal_rows(lists)))
+        found.append((lists.table, signal_rows(lists.table, lists.signals)))
     assert found[0][0].equals(found[1][0])
     assert found[0][1].equals(found[1][1])
 
@@ -237,7 +237,7 @@ def test_without_signals_there_are_no_signal_rows() -> None:
     indexed = index_interactions(many_interactions())
     settings = BackboneSettings(signals=())
     lists, _ = lists_of(indexed, random_folds(indexed, settings), settings, SCALE)
-    assert signal_rows(lists).num_rows == 0
+    assert signal_rows(lists.table, lists.signals).num_rows == 0
 
 
 def test_counts_and_popularity() -> None:

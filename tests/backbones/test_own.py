@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from recranker.backbones.assembly import fold_fits, lists_of
-from recranker.backbones.candidates import FoldFits, Lists, Scale, all_targets, signal_rows
+from recranker.backbones.candidates import FoldFits, Lists, Scale, all_targets
 from recranker.backbones.events import Interactions, index_interactions
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.own import wanted_targets
 from recranker.backbones.settings import BackboneSettings, EASESettings, ItemKNNSettings, OwnCandidates
+from recranker.backbones.signals import signal_rows
 from recranker.errors import DataError
 from tests.backbones.made_up import many_interactions
 
@@ -204,7 +205,7 @@ def test_our_own_retrievers_lists_brought_back_are_the_same_candidates(
     brought, counts = lists_by(written([rows[place] for place in order], tmp_path), **changes)
     assert counts == {"own_rows": len(rows), "own_lists_kept": len(offered), "targets_without_own_list": 0}
     assert brought.table.equals(ours.table)
-    assert signal_rows(brought).equals(signal_rows(ours))
+    assert signal_rows(brought.table, brought.signals).equals(signal_rows(ours.table, ours.signals))
 
 
 def test_embeddings_of_the_likes_stand_in_for_those_of_the_retriever(tmp_path: Path) -> None:

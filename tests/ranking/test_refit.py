@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from recranker.backbones.assembly import fold_fits, lists_of
-from recranker.backbones.candidates import Scale, signal_rows
+from recranker.backbones.candidates import Scale
 from recranker.backbones.events import index_interactions
 from recranker.backbones.folds import data_of, make_folds
 from recranker.backbones.settings import BackboneSettings, EASESettings, ItemKNNSettings
+from recranker.backbones.signals import signal_rows
 from recranker.errors import LeakageError
 from recranker.evaluation.shuffled_labels import check_shuffled_labels
 from recranker.ranking import refit
@@ -40,7 +41,7 @@ def run() -> tuple[pa.Table, Callable[[pa.Table, pa.Table], Any]]:
         },
         schema=ITEMS.schema,
     )
-    return lists.table, refit.refitted(table, items, signal_rows(lists), FACTS, SETTINGS, 0)
+    return lists.table, refit.refitted(table, items, signal_rows(lists.table, lists.signals), FACTS, SETTINGS, 0)
 
 
 def test_shuffled_labels_fall_to_chance(run: tuple[pa.Table, Any]) -> None:
