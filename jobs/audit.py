@@ -5,21 +5,20 @@ python -m jobs.audit --canaries --json canaries.json
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from rich.console import Console
 
+from jobs.output import console, write_json
 from jobs.settings import JobSettings
 from jobs.stage import StageContext, guarded, store_of
 from recranker.data.leakage.canaries import Caught, try_canaries
 from recranker.data.leakage.checks import Finding, audit
 from recranker.data.leakage.tables import GateTables
-from recranker.errors import LeakageError, OutputError, SettingsError
+from recranker.errors import LeakageError, SettingsError
 from recranker.evaluation.audit import canaries_json, canaries_table, findings_json, findings_table
 from recranker.evaluation.made_up import try_canaries_on_made_up_runs
 from recranker.evaluation.shuffled_labels import MIN_LISTS, check_shuffled_labels
@@ -94,8 +93,8 @@ def _shuffled(settings: JobSettings, tables: GateTables) -> list[Finding]:
 
 
 def _show_findings(findings: list[Finding], path: Path | None) -> None:
-    _console().print(findings_table(findings))
-    _write(path, findings_json(findings))
+    console(WIDTH).print(findings_table(findings))
+    write_json(path, findings_json(findings))
     leaks = [one for one in findings if one.complaint]
     if leaks:
         raise LeakageError(f"{len(leaks)} of {len(findings)} checks complain, the first: {leaks[0].complaint}")
@@ -103,8 +102,8 @@ def _show_findings(findings: list[Finding], path: Path | None) -> None:
 
 def _show_canaries(caught: list[Caught], path: Path | None) -> None:
     result = canaries_json(caught)
-    _console().print(canaries_table(caught))
-    _write(path, result)
+    console(WIDTH).print(canaries_table(caught))
+    write_json(path, result)
     print(f"{result['planted']} canaries planted, {result['caught']} caught")
     if result["caught"] < result["planted"]:
         raise LeakageError(f"{result['planted'] - result['caught']} canaries went through the leakage gate")
@@ -121,19 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result to FILE")
     parsed = parser.parse_intermixed_args(arguments)
     return guarded(lambda: run(parsed))
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
-
-
-def _write(path: Path | None, values: dict[str, Any]) -> None:
-    if path is None:
-        return
-    try:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--json {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

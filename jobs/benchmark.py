@@ -4,20 +4,17 @@ python -m jobs.benchmark backbones jobs/benchmarks/backbones.toml epochs=100 'th
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from jobs.benchmarks.backbones import Outcome, measure
 from jobs.benchmarks.results import top_k_table, training_table
 from jobs.benchmarks.settings import BackbonesBenchmark
+from jobs.output import console, write_json
 from jobs.sources import ROOT
 from jobs.stage import guarded
-from recranker.errors import OutputError
 from recranker.settings import load_settings
 
 CONFIG = ROOT / "jobs" / "benchmarks" / "backbones.toml"
@@ -49,33 +46,18 @@ def _main(parsed: argparse.Namespace) -> None:
         return
     outcome = measure(settings)
     show(outcome, settings)
-    if parsed.json:
-        write(outcome, parsed.json)
+    write_json(parsed.json, asdict(outcome))
 
 
 def show(outcome: Outcome, settings: BackbonesBenchmark) -> None:
     """Print the tables and the ratios."""
-    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    shown = console(TABLE_WIDTH)
     if outcome.rows:
-        console.print(training_table(outcome.rows, title=f"training on {outcome.data}"))
+        shown.print(training_table(outcome.rows, title=f"training on {outcome.data}"))
     searched = f"top 10 of {settings.top_k_users} users among {settings.top_k_items} items"
-    console.print(top_k_table(outcome.top_k, title=searched))
+    shown.print(top_k_table(outcome.top_k, title=searched))
     for ratio in outcome.ratios:
-        console.print(", ".join(f"{name} {value:.3g}" for name, value in ratio.items()))
-
-
-def write(outcome: Outcome, path: Path) -> None:
-    """All that was measured, as JSON.
-
-    Raises:
-        OutputError: If the file cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"results cannot be written to '{path}': {error.strerror}; name another --json file"
-        ) from None
+        shown.print(", ".join(f"{name} {value:.3g}" for name, value in ratio.items()))
 
 
 if __name__ == "__main__":

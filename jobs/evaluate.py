@@ -4,17 +4,15 @@ python -m jobs.evaluate jobs/configs/quickstart.toml evaluation.bootstrap_sample
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 
+from jobs.output import console, write_json
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
-from recranker.errors import OutputError
 from recranker.evaluation.evaluate import evaluate
 from recranker.evaluation.plots import plot_results
 from recranker.evaluation.position_bias import position_bias
@@ -88,17 +86,13 @@ def show(stage: StageContext, parsed: argparse.Namespace) -> None:
     """
     facts = stage.facts_of("evaluate")
     results = with_bar(stage.read("evaluate", RESULTS), facts["against_conventional"])
-    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
-    console.print(format_table(results, title=f"{stage.settings.name}: all test users"))
-    console.print(format_table(among_hits(results), title="users whose target is among the candidates"))
+    shown = console(TABLE_WIDTH)
+    shown.print(format_table(results, title=f"{stage.settings.name}: all test users"))
+    shown.print(format_table(among_hits(results), title="users whose target is among the candidates"))
     for model, values in facts["position_bias"].items():
-        console.print(f"position bias, {model}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+        shown.print(f"position bias, {model}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
     print(f"report: {stage.published('evaluate') / 'report' / REPORT}")
-    if parsed.json:
-        try:
-            parsed.json.write_text(json.dumps(results_json(results), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {str(parsed.json)!r} cannot be written: {error.strerror}") from None
+    write_json(parsed.json, results_json(results))
 
 
 def log_results(stage: StageContext) -> None:

@@ -44,13 +44,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as csv
-from rich.console import Console
 
 from jobs.cells import Failures, Job, common_params, jobs_of, missing_files, plan, run_jobs, stages_of
 from jobs.evaluate import TABLE_WIDTH
+from jobs.output import console, write_json
 from jobs.sources import ROOT
 from jobs.stage import Stage, command_line, commit_of, guarded, tracker_of
-from recranker.errors import DataError, OutputError
+from recranker.errors import DataError
 from recranker.evaluation.experiment_plot import plot_experiment
 from recranker.evaluation.experiment_table import (
     experiment_json,
@@ -113,14 +113,10 @@ def show(table: pa.Table, title: str, path: Path | None) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    shown = console(TABLE_WIDTH)
     for one in format_experiment(table, title=title):
-        console.print(one)
-    if path:
-        try:
-            path.write_text(json.dumps(experiment_json(table), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {str(path)!r} cannot be written: {error.strerror}") from None
+        shown.print(one)
+    write_json(path, experiment_json(table))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

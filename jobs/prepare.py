@@ -8,8 +8,7 @@ import argparse
 import logging
 import sys
 
-from rich.console import Console
-
+from jobs.output import console
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main
 from recranker.data.prepare import prepare
@@ -47,20 +46,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 def show(stage: StageContext, parsed: argparse.Namespace) -> None:
     """What became of the rows, step by step."""
     facts = stage.facts_of("prepare")
-    _console().print(counted(facts["source"], {name: facts["counts"][name] for name in facts["steps"]}))
+    console(WIDTH).print(counted(facts["source"], {name: facts["counts"][name] for name in facts["steps"]}))
     for number, left in enumerate(facts["k_core"], start=1):
         print(f"k-core, round {number}: " + ", ".join(f"{count} {what}" for what, count in left.items()))
     print(facts["denominator"])
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 STAGE = Stage("prepare", run, sections=("data",), outside=outside, options=options, show=show)
 
 if __name__ == "__main__":
     if "--list" in sys.argv[1:]:
-        _console().print(listing(CATALOGUE))
+        console(WIDTH).print(listing(CATALOGUE))
         sys.exit()
     sys.exit(main(STAGE))

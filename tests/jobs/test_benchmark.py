@@ -2,6 +2,7 @@ import ast
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.benchmarks.settings import BackbonesBenchmark
 from jobs.benchmarks.split import Split, hr_at, ndcg_at
 from jobs.benchmarks.task import FOUND_FILE, LAPS_FILE, SPLIT_FILE, TOP_K_FILE, Task, Watch, work
 from jobs.benchmarks.workers import python_of, run_worker
+from jobs.output import write_json
 from jobs.sources import ROOT, imports_of
 from recranker.backbones.fit import FactorFit
 from recranker.backbones.folds import FoldData
@@ -251,7 +253,7 @@ def test_results_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "made-up data" in printed
     assert "lightgcn_cpu_share_of_recbole 0.333" in printed
-    benchmark.write(outcome, tmp_path / "found.json")
+    write_json(tmp_path / "found.json", asdict(outcome))
     assert json.loads((tmp_path / "found.json").read_text())["ratios"][0]["topk_seconds"] == 0.5
 
 
