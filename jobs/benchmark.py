@@ -1,25 +1,38 @@
-"""Measure recranker beside other systems on this machine; `make benchmark-env` installs those, once.
+"""Measure recranker beside other ways of doing the same, on this machine.
 
-python -m jobs.benchmark backbones jobs/benchmarks/backbones.toml epochs=100 'threads=[1, 2]' --json FILE
+python -m jobs.benchmark ranking --users 8 --candidates 10 50 200 --json FILE
+python -m jobs.benchmark backbones epochs=100 'threads=[1, 2]' --json FILE   (first, once: make benchmark-env)
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from jobs.benchmarks.backbones import Outcome, measure
+from jobs.benchmarks import backbones, ranking
 from jobs.benchmarks.results import top_k_table, training_table
-from jobs.benchmarks.settings import BackbonesBenchmark
+from jobs.benchmarks.settings import BackbonesBenchmark, RankingBenchmark
 from jobs.output import console, write_json
 from jobs.sources import ROOT
-from jobs.stage import guarded
-from recranker.settings import load_settings
+from jobs.stage import flattened, guarded
+from recranker.settings import Settings, load_settings
 
-CONFIG = ROOT / "jobs" / "benchmarks" / "backbones.toml"
 TABLE_WIDTH = 150
 """Characters, where the output is no terminal that has a width of its own."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One thing that can be measured."""
+
+    help: str
+    settings: type[Settings]
+    measure: Callable[[Any], Any]
+    """From the settings to a dataclass of results."""
+    show: Callable[[Any, Any], None]
+    """Prints results and settings for a person."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,29 +40,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["backbones"], help="what is measured")
-    parser.add_argument(
-        "arguments", nargs="*", metavar="CONFIG or field=value", help=f"TOML file, otherwise {CONFIG}; then settings"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings, then stop")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
-    parsed = parser.parse_intermixed_args(arguments)
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True, help=", ".join(BENCHMARKS))
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
+        _add_arguments(command, _config(name))
+    ranked = commands.choices["ranking"]
+    ranked.add_argument("--users", type=int, metavar="N", help="users with a full history that are ranked")
+    ranked.add_argument("--candidates", type=int, nargs="+", metavar="N", help="lengths of the lists")
+    parsed, further = parser.parse_known_args(arguments)
+    parsed.arguments += [one for one in further if not one.startswith("-")]  # settings that stand behind an option
+    if unknown := [one for one in further if one.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return guarded(lambda: _main(parsed))
 
 
+def _add_arguments(command: argparse.ArgumentParser, config: Path) -> None:
+    command.add_argument(
+        "arguments", nargs="*", metavar="CONFIG or field=value", help=f"TOML file, otherwise {config}; then settings"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the resolved settings, then stop")
+    command.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
+
+
+def _config(name: str) -> Path:
+    return ROOT / "jobs" / "benchmarks" / f"{name}.toml"
+
+
 def _main(parsed: argparse.Namespace) -> None:
+    benchmark = BENCHMARKS[parsed.what]
     overrides = [one for one in parsed.arguments if "=" in one]
-    config = next((one for one in parsed.arguments if "=" not in one), str(CONFIG))
-    settings = load_settings(BackbonesBenchmark, config, overrides)
+    overrides += [f"{name}={value}" for name, value in _options(parsed).items() if value is not None]
+    config = next((one for one in parsed.arguments if "=" not in one), str(_config(parsed.what)))
+    settings = load_settings(benchmark.settings, config, overrides)
     if parsed.dry_run:
         print(settings.model_dump_json(indent=2))
         return
-    outcome = measure(settings)
-    show(outcome, settings)
+    outcome = benchmark.measure(settings)
+    benchmark.show(outcome, settings)
     write_json(parsed.json, asdict(outcome))
 
 
-def show(outcome: Outcome, settings: BackbonesBenchmark) -> None:
+def _options(parsed: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(parsed, name, None) for name in ("users", "candidates")}
+
+
+def show_backbones(outcome: backbones.Outcome, settings: BackbonesBenchmark) -> None:
     """Print the tables and the ratios."""
     shown = console(TABLE_WIDTH)
     if outcome.rows:
@@ -59,6 +94,29 @@ def show(outcome: Outcome, settings: BackbonesBenchmark) -> None:
     for ratio in outcome.ratios:
         shown.print(", ".join(f"{name} {value:.3g}" for name, value in ratio.items()))
 
+
+def show_ranking(outcome: ranking.Outcome, settings: RankingBenchmark) -> None:
+    """Print the table and what the engine is judged by."""
+    shown = console(TABLE_WIDTH)
+    shown.print(ranking.table(outcome.rows))
+    for name, value in flattened(outcome.figures).items():
+        shown.print(f"{name} {value:.4g}")
+
+
+BENCHMARKS = {
+    "ranking": Benchmark(
+        "the ranking engine beside full prompts and generated text, on real users with a real model",
+        RankingBenchmark,
+        ranking.measure,
+        show_ranking,
+    ),
+    "backbones": Benchmark(
+        "LightGCN and MF beside RecBole's and implicit's (make benchmark-env installs those)",
+        BackbonesBenchmark,
+        backbones.measure,
+        show_backbones,
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

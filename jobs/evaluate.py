@@ -70,7 +70,7 @@ def _publish(stage: StageContext, rankings: pa.Table, background: Background) ->
     (report / REPORT).write_text(build_report(found, background), encoding="utf-8")
     for folder in (plots, report):
         stage.log_artifact(folder)
-    stage.log_metrics(metrics_of(found.results, served=served))
+    stage.log_metrics(metrics_of(found.results, served=served) | found.reliability_metrics)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,8 @@ python -m jobs.rank jobs/configs/quickstart.toml ranking.workers=1
 """
 
 import json
+import shutil
 import sys
-import time
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main, model_folder
 from recranker.distributed.instructions import build_prompts
-from recranker.distributed.ranking import answer_prompts
+from recranker.distributed.ranking import Spent, answer_facts, answer_missing, collect_answers, plan_pools
 from recranker.llm.model import resolve_model
+from recranker.ranking.calibration import calibration_errors, fit_calibrations, with_probabilities
 from recranker.ranking.fusion import PAPER_WEIGHTS
 from recranker.ranking.rankings import choose_lists, rank_all, weights_from_validation
 from recranker.schema import ANSWERS, CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, RANKINGS
@@ -23,24 +24,32 @@ from recranker.tasks.protocol import RatingScale
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
-    """Publish the model's answers, every ranker's orders, and the fusion that serving uses."""
+    """Publish the model's answers, every ranker's orders, and the fusion and calibration that serving uses."""
     lists, ranking = stage.read("backbone", CANDIDATES), settings.ranking
     chosen = choose_lists(
         lists, only_hits=ranking.only_hits, max_validation=ranking.max_validation_lists, seed=settings.seed
     )
-    asked, models = _to_ask(settings, stage, chosen)
-    answers = _answer(settings, stage, asked, models)
+    answers = _answer(settings, stage, *_to_ask(settings, stage, chosen))
     weights, num_lists = weights_from_validation(answers, lists)
     data = stage.facts_of("prepare")
-    scale = RatingScale(data["rating_min"], data["rating_max"])
+    rankings = rank_all(answers, lists, RatingScale(data["rating_min"], data["rating_max"]), weights)
+    calibrations = fit_calibrations(rankings, lists, ranking.calibration)
     stage.write(ANSWERS, answers)
-    stage.write(RANKINGS, rank_all(answers, lists, scale, weights))
-    served = weights["hybrid"]
-    fusion = {"preset": ranking.preset, "weights": served if ranking.preset == "recranker" else PAPER_WEIGHTS}
-    (stage.files("fusion") / "weights.json").write_text(json.dumps(fusion, indent=2) + "\n")
+    stage.write(RANKINGS, with_probabilities(rankings, calibrations))
+    served, fusion = weights["hybrid"], stage.files("fusion")
+    fused = {"preset": ranking.preset, "weights": served if ranking.preset == "recranker" else PAPER_WEIGHTS}
+    (fusion / "weights.json").write_text(json.dumps(fused, indent=2) + "\n", encoding="utf-8")
+    (fusion / "calibration.json").write_text(calibrations.model_dump_json(indent=2) + "\n", encoding="utf-8")
     learned = {"learned_weights": served, "learned_weights_conventional": weights["hybrid_conventional"]}
-    stage.facts.update(learned | {"validation_lists": num_lists})
-    stage.log_metrics({f"rank/weight_{name}": weight for name, weight in served.items()})
+    errors = {
+        f"ece_{row}_{when}": error
+        for row, found in calibration_errors(rankings, lists, ranking.calibration).items()
+        for when, error in zip(("before", "after"), found, strict=True)
+    }
+    stage.facts.update(learned | {"validation_lists": num_lists, "calibration": errors} | answer_facts(answers))
+    shown = {f"weight_{name}": weight for name, weight in served.items()} | errors
+    stage.log_metrics({f"rank/{name}": value for name, value in shown.items()})
+    shutil.rmtree(stage.scratch, ignore_errors=True)
 
 
 def _to_ask(settings: JobSettings, stage: StageContext, chosen: set[str]) -> tuple[pa.Table, list[str]]:
@@ -72,23 +81,29 @@ def _without_hints(settings: JobSettings, stage: StageContext, tests: pa.Table) 
 
 
 def _answer(settings: JobSettings, stage: StageContext, asked: pa.Table, models: list[str]) -> pa.Table:
+    """Ask what an earlier run that was killed has not asked yet."""
+    pools = plan_pools(
+        asked,
+        models,
+        adapters=stage.published("tune") / "adapter",
+        scratch=stage.scratch,
+        token_budget=settings.llm.token_budget,
+    )
     model = resolve_model(settings.llm.model, stage.cache)
     stage.connect()
-    started = time.perf_counter()
-    with stage.progress("rank", asked.num_rows) as bar:
-        answers = answer_prompts(
-            asked,
-            models,
-            model=model,
-            adapters=stage.published("tune") / "adapter",
-            settings=settings.llm,
-            workers=settings.ranking.workers,
-            advance=bar.advance,
+    with stage.progress("rank", sum(pool.num_missing for pool in pools)) as bar:
+
+        def on_batch(spent: Spent) -> None:
+            bar.set_text(f"{spent.lists_per_second:.2f} users/s")
+            bar.advance(spent.lists - bar.done)
+
+        spent = answer_missing(
+            pools, model=model, settings=settings.llm, workers=settings.ranking.workers, on_batch=on_batch
         )
-    seconds = time.perf_counter() - started
-    tokens = sum(answers["prompt_tokens"].to_pylist())
-    stage.log_metrics({"rank/lists_per_second": asked.num_rows / seconds, "rank/tokens_per_second": tokens / seconds})
-    return answers
+    speeds = {"lists_per_second": spent.lists_per_second, "tokens_per_second": spent.tokens_per_second}
+    if spent.lists:
+        stage.log_metrics({f"rank/{name}": value for name, value in speeds.items()})
+    return collect_answers(pools)
 
 
 STAGE = Stage(

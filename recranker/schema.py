@@ -150,6 +150,7 @@ QUESTION = pa.struct(
         pa.field("item_ids", STRINGS),
         pa.field("answer", pa.string()),
         pa.field("soft_labels", FLOATS),
+        pa.field("round", pa.int8()),
     ]
 )
 
@@ -164,7 +165,8 @@ PROMPTS = _table(
     _column(
         "questions",
         pa.list_(QUESTION),
-        "Task, text, labels, items; in training the right label and the teacher's probabilities.",
+        "Task, text, labels, items; in training the right label and the teacher's probabilities; the round, above 0 "
+        "where it is asked only if the rounds before left the order unsettled.",
     ),
 )
 
@@ -190,6 +192,7 @@ ANSWER = pa.struct(
         pa.field("task", pa.string()),
         pa.field("item_ids", STRINGS),
         pa.field("log_probabilities", FLOATS),
+        pa.field("round", pa.int8()),
     ]
 )
 
@@ -200,8 +203,13 @@ ANSWERS = _table(
     _column("user_id", pa.string(), "For whom."),
     _column("split", pa.string(), "'validation' or 'test'."),
     _column("model", pa.string(), "'tuned', 'untuned', or 'untuned_no_hint' (asked without hints)."),
-    _column("answers", pa.list_(ANSWER), "One per question: log-probabilities of its labels, in nats, summing to 1."),
-    _column("prompt_tokens", pa.int32(), "Tokens computed for this list."),
+    _column(
+        "answers",
+        pa.list_(ANSWER),
+        "One per question asked: log-probabilities of its labels, in nats, summing to 1; the question's round.",
+    ),
+    _column("prompt_tokens", pa.int32(), "Tokens computed for this list, all rounds and adapters together."),
+    _column("cut_lines", pa.int32(), "Lines of history left out because the prompt was too long, the oldest likes."),
 )
 
 RANKINGS = _table(
@@ -213,6 +221,12 @@ RANKINGS = _table(
     _column("row", pa.string(), "The ranker, as named in the results table."),
     _column("item_ids", STRINGS, "The candidates, best first."),
     _column("scores", FLOATS, "The score of each, highest first."),
+    _column(
+        "probabilities",
+        FLOATS,
+        "That each is the one liked next, given that one of the list is; null where the ranker was not calibrated.",
+        nullable=True,
+    ),
 )
 
 RESULTS = _table(

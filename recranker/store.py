@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -303,6 +304,25 @@ def write_atomically(filesystem: fs.FileSystem, path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_table_atomically(path: Path, table: pa.Table) -> None:
+    """Write one local Parquet file, with checksums, so that readers see all of it or none, even after a kill.
+
+    Raises:
+        OutputError: If it cannot be written, for instance because this node does not see the folder.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # two writers of one file never meet
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(table, file, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(path)!r}: {error.strerror}; set store.home to a writable folder that all nodes share"
+        ) from None
 
 
 def outside_fingerprint(uri: str) -> str:

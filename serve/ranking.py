@@ -11,6 +11,7 @@ from recranker.data.titles import clean_title
 from recranker.ranking.choice import standardised
 from recranker.ranking.fusion import best_first, fuse
 from recranker.ranking.utilities import paper_utilities, task_scores
+from recranker.tasks.pairwise import MAX_FOR_ALL
 from recranker.tasks.prefix import build_prefix
 from recranker.tasks.protocol import Answer, Candidate, Prompt, Question
 from recranker.tasks.questions import ranking_questions
@@ -63,8 +64,7 @@ def questions_of(
 
 def answers_of(prompt: Prompt, found: Sequence[NDArray[np.float64]]) -> list[Answer]:
     """The log-probabilities ``found`` for each question of ``prompt``, as answers."""
-    pairs = zip(prompt.questions, found, strict=True)
-    return [Answer(question.task, question.item_ids, values) for question, values in pairs]
+    return [question.answered(values) for question, values in zip(prompt.questions, found, strict=True)]
 
 
 def respond(
@@ -113,6 +113,9 @@ def _check(request: RankRequest, run: ServedRun, limits: ServeSettings) -> None:
     unserved = [task for task in request.tasks or () if task not in run.tasks]
     if unserved:
         raise RefusedError(f"tasks not served: {', '.join(unserved)}; served are {', '.join(run.tasks)}")
+    all_pairs = "pairwise" in (request.tasks or run.tasks) and run.instruct.pair_schedule == "all"
+    if all_pairs and len(request.candidates) > MAX_FOR_ALL:
+        raise RefusedError(f"at most {MAX_FOR_ALL} candidates where all pairs are asked, got {len(request.candidates)}")
     ratings = [one.rating for one in request.history] + [one.predicted_rating for one in request.candidates]
     lowest, highest = run.scale.lowest, run.scale.highest
     if not all(lowest <= rating <= highest for rating in ratings if rating is not None):

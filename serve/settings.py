@@ -5,6 +5,7 @@ import os
 from pydantic import Field
 
 from recranker.settings import Settings
+from recranker.tasks.settings import MAX_CANDIDATES
 
 
 class ServeSettings(Settings):
@@ -37,8 +38,8 @@ class ServeSettings(Settings):
     retry_after_s: float = Field(default=2.0, gt=0)
     """Seconds a client is told to wait when the service is full."""
 
-    max_candidates: int = Field(default=26, ge=2, le=26)
-    """Candidates of one request; a listwise question has 26 letters."""
+    max_candidates: int = Field(default=26, ge=2, le=MAX_CANDIDATES)
+    """Candidates of one request; above 26 a list is asked about in several windows, so that a request costs more."""
     max_history: int = Field(default=500, ge=0)
     """Entries of a request's history; the prompt takes the most recent of them."""
     max_title_characters: int = Field(default=1000, ge=1)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recranker.llm.adapter import check_adapter
-from recranker.llm.model import load_adapter, load_model, resolve_model
+from recranker.llm.model import load_adapter, load_model, merge_adapter, resolve_model
 from recranker.llm.scoring import make_scorer
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.prefix import build_prefix
@@ -33,6 +33,7 @@ class TaskReplica:
         lm = load_model(resolve_model(run.llm.model, Path(cache)), run.llm)
         folder = adapter_for(run.adapters, task)
         load_adapter(lm, folder)
+        merge_adapter(lm)  # before the check, so that what is checked is what answers
         difference = check_adapter(lm, folder, run.llm)
         logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)
         self.scorer = make_scorer(lm, run.llm)

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.settings import StoreSettings
 from recranker.data.settings import DataSettings
+from recranker.llm.settings import LLMSettings
 from recranker.settings import Settings
+from recranker.tasks.settings import MAX_CANDIDATES, InstructSettings
 
 
 class BackbonesBenchmark(Settings):
@@ -48,3 +50,36 @@ class BackbonesBenchmark(Settings):
     """Items they are searched among; 100 of them are masked for each user."""
     top_k_repeats: int = Field(default=3, ge=1)
     """Searches of each system; the median counts."""
+
+
+class RankingBenchmark(Settings):
+    """The ranking engine against full prompts and against generated text."""
+
+    data: DataSettings
+    """Whose users are ranked."""
+    store: StoreSettings = StoreSettings()
+    """Where downloads are kept."""
+    llm: LLMSettings
+    """The model, as it is; tuning changes no cost, as an adapter is merged."""
+    instruct: InstructSettings
+    """What is asked about ten candidates: RecRanker's 21 questions a user, over histories of 50 titles."""
+    budgeted: InstructSettings
+    """What is asked about more, and about ten for comparison: costs grow with the candidates, not their pairs."""
+    seed: int = 0
+    """Of the split, the users chosen and their questions."""
+    users: int = Field(default=8, ge=1)
+    """Users with a full history that the engine ranks."""
+    slow_users: int = Field(default=3, ge=1)
+    """The first of these that full prompts are measured on, which take several times as long."""
+    generated_users: int = Field(default=1, ge=1)
+    """The first of these that texts are generated for, which takes longest."""
+    candidates: tuple[int, ...] = Field(default=(10, 50, 200), min_length=1)
+    """Lengths of the lists, 2 to 200."""
+    trees: int = Field(default=1000, ge=1)
+    """Random trees on which the engine is compared with every question asked alone."""
+
+    @model_validator(mode="after")
+    def _lists_can_be_ranked(self) -> "RankingBenchmark":
+        if not all(2 <= one <= MAX_CANDIDATES for one in self.candidates):
+            raise ValueError(f"candidates must be 2 to {MAX_CANDIDATES}, got {list(self.candidates)}")
+        return self

@@ -189,7 +189,7 @@ class BackboneSettings(Settings):
     """Further recommenders whose scores of the candidates the conventional re-ranker sees."""
     rating_predictor: RatingPredictorSettings = RatingPredictorSettings()
     """The model behind the pointwise hint."""
-    num_candidates: int = Field(default=10, ge=2, le=26)
+    num_candidates: int = Field(default=10, ge=2, le=200)  # tasks.settings.MAX_CANDIDATES, which stands below here
     """Items per candidate list (RecRanker: 10)."""
     rolls: int = Field(default=1, ge=0)
     """Earlier moments training lists are made at, each with fits of its own. 0 compares backbones alone: no training

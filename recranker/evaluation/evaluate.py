@@ -1,11 +1,13 @@
 """Everything that is computed about one run's rankings, in one call."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from recranker.evaluation.beyond_accuracy import beyond_accuracy, catalogue_of
 from recranker.evaluation.comparison import Comparison, compare
+from recranker.evaluation.reliability import Reliability, reliabilities
 from recranker.evaluation.results import bar_bounds, build_results, build_user_results, with_bar
 from recranker.evaluation.slices import make_slices, slice_table
 
@@ -25,6 +27,8 @@ class Evaluation:
     """Of ``beyond_accuracy``."""
     features_are: str
     """What its diversity is measured on."""
+    reliability: Mapping[str, Reliability]
+    """Of the rows that give probabilities."""
 
     @property
     def with_bar(self) -> pa.Table:
@@ -35,6 +39,12 @@ class Evaluation:
     def user_results(self) -> pa.Table:
         """USER_RESULTS."""
         return build_user_results(self.comparison)
+
+    @property
+    def reliability_metrics(self) -> dict[str, float]:
+        """``eval/ROW/ece`` and ``eval/ROW/brier`` of the rows that give probabilities."""
+        errors = {f"eval/{row}/ece": one.ece for row, one in self.reliability.items()}
+        return errors | {f"eval/{row}/brier": one.brier for row, one in self.reliability.items()}
 
 
 def evaluate(
@@ -70,4 +80,5 @@ def evaluate(
         slices=slice_table(comparison, make_slices(comparison, interactions), samples=samples, seed=seed),
         beyond=beyond_accuracy(comparison, catalogue, seed=seed),
         features_are=catalogue.features_are,
+        reliability=reliabilities(comparison.lists, rankings),
     )

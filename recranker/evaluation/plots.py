@@ -12,6 +12,7 @@ import pyarrow as pa
 from recranker.evaluation.lists import Floats
 from recranker.evaluation.results import backbone_text, ordered
 from recranker.evaluation.rows import group_of
+from recranker.ranking.calibration import ReliabilityBin
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; groups differ in marker too
 INK, MUTED, GRID = "#010101", "#999999", "#dddddd"  # pure black is SVG's default and would not be written out
@@ -70,6 +71,25 @@ def curves_svg(curves: Mapping[str, Floats]) -> str:
         _frame(axes, "top", "right")
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
         return _svg(figure, "curves", "Hit rate at 1 to k for the main rows")
+
+
+def reliability_svg(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
+    """Share of targets over mean probability, a line per row; the diagonal is a probability that keeps its word."""
+    with _figure(6.6, 4.4) as figure:
+        axes = figure.subplots()
+        end = 1.05 * max(max(one.mean_probability, one.observed_share) for row in bins.values() for one in row)
+        axes.plot([0, end], [0, end], color=MUTED, linewidth=1.2, linestyle="--")
+        for (row, found), (colour, marker) in zip(bins.items(), LINES, strict=False):
+            points = [one.mean_probability for one in found], [one.observed_share for one in found]
+            axes.plot(*points, color=colour, marker=marker, markersize=5, linewidth=1.6, label=_label(row))
+        axes.set_xlim(0, end)
+        axes.set_ylim(0, end)
+        axes.set_xlabel("mean probability", fontsize=9)
+        axes.set_ylabel("share that were the target", fontsize=9)
+        axes.grid(color=GRID, linewidth=0.6)
+        _frame(axes, "top", "right")
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8.5)
+        return _svg(figure, "reliability", "Share of targets over mean probability; the table holds the summary")
 
 
 def slices_svg(slices: pa.Table, rows: Sequence[str]) -> str:

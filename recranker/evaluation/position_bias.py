@@ -1,5 +1,7 @@
 """How much an answer depends on where an item was shown, read from the model's answers."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -8,7 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recranker.evaluation.metrics import first_slot_rate, kendall_tau, pair_agreement
+from recranker.tasks import listwise
 from recranker.tasks.pairwise import LABELS as PAIR_LABELS
+from recranker.tasks.protocol import Answer
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -23,7 +27,8 @@ class PositionBias:
     first_slot_chance: float
     """What that share would be if the place did not matter: mean of 1 / items shown."""
     kendall_tau: float
-    """Mean tau-b between two listwise rankings of one list, shuffled differently; 1 = the shuffle does not matter."""
+    """Mean tau-b between two listwise rankings of one list, shuffled differently; 1 = the shuffle does not matter.
+    A ranking is that of one shuffle, of all its windows together where a list is longer than a question."""
     pair_agreement: float
     """Share of pairs for which both orders of the question prefer the same item; 0.5 = chance."""
     pair_first_rate: float
@@ -47,20 +52,22 @@ class _Asked:
 
 
 def position_bias(answers: pa.Table, *, split: str = "test") -> dict[str, PositionBias]:
-    """Position bias of each model in an ANSWERS table, over the lists of ``split``."""
+    """Position bias of each model in an ANSWERS table, over the lists of ``split``.
+
+    Round 0 alone counts, which asks every list: later ones ask those lists again whose order a shuffle has changed.
+    """
     answers = answers.filter(pc.equal(answers["split"], split))
     models = sorted(set(answers["model"].to_pylist()))
     return {model: _of_model(answers.filter(pc.equal(answers["model"], model))) for model in models}
 
 
 def _of_model(answers: pa.Table) -> PositionBias:
-    listwise = _asked(answers, "listwise")
-    pairwise = _asked(answers, "pairwise")
-    firsts = _by_question([(first_slot_rate(one.log_probabilities), len(one.lists)) for one in listwise])
-    chance = _by_question([(1.0 / one.items.shape[1], len(one.lists)) for one in listwise])
-    taus = np.concatenate([np.empty(0), *(_taus(one) for one in listwise)])
-    margins = [_pair_margins(one) for one in pairwise]
-    prefers_first = [float((_log_odds(one) > 0).mean()) for one in pairwise]
+    lists, pairs = _asked(answers, "listwise"), _asked(answers, "pairwise")
+    firsts = _by_question([(first_slot_rate(one.log_probabilities), len(one.lists)) for one in lists])
+    chance = _by_question([(1.0 / one.items.shape[1], len(one.lists)) for one in lists])
+    taus = _taus(answers)
+    margins = [_pair_margins(one) for one in pairs]
+    prefers_first = [float((_log_odds(one) > 0).mean()) for one in pairs]
     return PositionBias(
         first_slot_rate=firsts,
         first_slot_chance=chance,
@@ -71,11 +78,11 @@ def _of_model(answers: pa.Table) -> PositionBias:
 
 
 def _asked(answers: pa.Table, task: str) -> list[_Asked]:
-    """All questions of ``task``, one group per number of items shown."""
+    """All questions of ``task`` in round 0, one group per number of items shown."""
     column = answers["answers"].combine_chunks()
     questions = column.flatten()
     lists = pc.list_parent_indices(column)
-    wanted = pc.equal(questions.field("task"), task)
+    wanted = pc.and_(pc.equal(questions.field("task"), task), pc.equal(questions.field("round"), 0))
     lists, questions = lists.filter(wanted), questions.filter(wanted)
     items, scores = questions.field("item_ids"), questions.field("log_probabilities")
     lengths = pc.list_value_length(items).to_numpy(zero_copy_only=False)
@@ -89,12 +96,38 @@ def _asked(answers: pa.Table, task: str) -> list[_Asked]:
     return groups
 
 
-def _taus(asked: _Asked) -> Floats:
-    """Tau of every two neighbouring listwise questions about one list, items put in the same columns first."""
-    order = np.argsort(asked.items, axis=1)
-    scores = np.take_along_axis(asked.log_probabilities, order, axis=1)
-    same = asked.lists[1:] == asked.lists[:-1]
-    return kendall_tau(scores[:-1][same], scores[1:][same])
+def _taus(answers: pa.Table) -> Floats:
+    """Tau of every two neighbouring shuffles of one list; NaN where one of them ties all items.
+
+    Of a list asked about in windows, the windows of a shuffle are put together before two shuffles are compared:
+    two windows, even of one shuffle, show different items.
+    """
+    by_length: dict[int, list[tuple[Floats, Floats]]] = {}
+    for questions in answers["answers"].to_pylist():
+        asked = [
+            Answer("listwise", tuple(one["item_ids"]), np.array(one["log_probabilities"]))
+            for one in questions
+            if one["task"] == "listwise" and one["round"] == 0
+        ]
+        items = list(dict.fromkeys(item for one in asked for item in one.item_ids))
+        scores = [listwise.scores(shuffle, items) for shuffle in _shuffles(asked, len(items))]
+        by_length.setdefault(len(items), []).extend(itertools.pairwise(scores))
+    stacked = [np.stack([np.stack(pair) for pair in pairs], axis=1) for pairs in by_length.values() if pairs]
+    return np.concatenate([np.empty(0), *(kendall_tau(first, second) for first, second in stacked)])
+
+
+def _shuffles(asked: Sequence[Answer], num_items: int) -> list[Sequence[Answer]]:
+    """The listwise answers of round 0 about one list, by shuffle.
+
+    Where questions show windows, round 0 holds one shuffle or two: of w windows of a shuffle, the second starts
+    ``num_items // w`` places behind the first (``listwise.windows``).
+    """
+    if not asked or len(asked[0].item_ids) == num_items:
+        return [[one] for one in asked]
+    first, second = (one.item_ids for one in asked[:2])
+    gap = first.index(second[0]) if second[0] in first else len(first)
+    half = len(asked) // 2
+    return [asked] if num_items // len(asked) == gap else [asked[:half], asked[half:]]
 
 
 def _pair_margins(asked: _Asked) -> tuple[Floats, Floats]:

@@ -10,10 +10,13 @@ from recranker.evaluation.beyond_accuracy import CUTOFFS
 from recranker.evaluation.comparison import Comparison, hit_rate_curves, mean_reciprocal_ranks
 from recranker.evaluation.evaluate import Evaluation
 from recranker.evaluation.page import page
-from recranker.evaluation.plots import curves_svg, results_svg, slices_svg
+from recranker.evaluation.plots import curves_svg, reliability_svg, results_svg, slices_svg
+from recranker.evaluation.reliability import Reliability
 from recranker.evaluation.results import BAR_BOUNDS, among_hits, backbone_text, bar_text, ordered
 from recranker.evaluation.rows import BAR, HYBRIDS, LEARNERS, METRICS, group_of, meaning_of
 from recranker.evaluation.slices import FEW_HITS
+from recranker.ranking.calibration import BINS
+from recranker.ranking.utilities import TASKS
 
 MAX_K = 10
 """Where the curve of HR@k ends."""
@@ -52,6 +55,8 @@ def build_report(found: Evaluation, run: Background) -> str:
         "Slices": _slices(found),
         "Beyond accuracy": _beyond(found),
     }
+    if found.reliability:
+        sections["Calibration"] = _calibration(found.reliability, run.served)
     if run.weights:
         sections["Fusion"] = _fusion(run.weights)
     if run.bias:
@@ -194,6 +199,29 @@ def _beyond(found: Evaluation) -> str:
     lists = found.beyond["lists"][0].as_py()
     said = f"Over the {lists:,} lists that every row has ranked. random is one keyed shuffle."
     return f'<p class="quiet">{said}</p>{_table(headings, lines)}{_definitions(explained)}'
+
+
+def _calibration(found: Mapping[str, Reliability], served: str) -> str:
+    """A line in the picture for each task and the row served; all rows in the table."""
+    drawn = {row: found[row].bins for row in (*TASKS, served) if row in found}
+    caption = f"Items in up to {BINS} bins of equal size by probability. On the dashed line what was said is what came."
+    headings = ["ranker", "ECE", "Brier score", "Brier score of 1 / n", "lists"]
+    lines = []
+    for row, one in found.items():
+        numbers = "".join(_number(value) for value in (one.ece, one.brier, one.uninformed))
+        count = f'<td data-value="{one.num_lists}">{one.num_lists:,}</td>'
+        lines.append(f"<tr>{_row_head(row)}{numbers}{count}</tr>")
+    explained = [
+        ("ECE", "mean distance between the two axes, by bin; above 0 even for true probabilities if lists are few"),
+        ("Brier score", "mean squared distance of probability and outcome; lower is better"),
+        ("1 / n", "the same chance for each of a list's n candidates: what no knowledge would say"),
+    ]
+    said = (
+        "How far the probability that an item is the one liked next can be taken at its word, given that one of the "
+        "list is: over test lists that hold their target. Learned on validation lists."
+    )
+    figure = _figure(reliability_svg(drawn or {row: one.bins for row, one in found.items()}), caption)
+    return f'<p class="quiet">{said}</p>{figure}{_table(headings, lines)}{_definitions(explained)}'
 
 
 def _fusion(weights: Mapping[str, Mapping[str, float]]) -> str:

@@ -35,7 +35,7 @@ class Tree:
     prefix_ids: list[int]
     branches: list[Branch]
     cut_lines: int = 0
-    """Lines of history that were dropped to make the prompt fit."""
+    """Lines of history that were dropped, or cut short, to make the prompt fit."""
 
     @property
     def num_tokens(self) -> int:
@@ -131,7 +131,7 @@ def _room(prompt: Prompt, branches: list[Branch], max_tokens: int) -> int:
 def _cut(tokenizer: Any, text: str, room: int) -> tuple[list[int], int]:
     """The longest whole-line beginning of ``text`` of at most ``room`` tokens, and the lines lost.
 
-    A first line that is too long by itself is cut between tokens.
+    A first line that is too long by itself is cut between tokens, and counts as lost too.
     """
     ending = "\n" if text.endswith("\n") else ""
     lines = text.removesuffix("\n").split("\n")
@@ -141,4 +141,5 @@ def _cut(tokenizer: Any, text: str, room: int) -> tuple[list[int], int]:
 
     fitting = bisect_right(range(1, len(lines)), room, key=lambda count: len(beginning(count)))
     kept = max(fitting, 1)
-    return beginning(kept)[:room], len(lines) - kept
+    found = beginning(kept)
+    return found[:room], len(lines) - kept + (len(found) > room)

@@ -179,6 +179,20 @@ def _check_complete(tuned: Any, path: Path) -> None:
         raise ModelError(f"{path}: the adapter lacks {len(missing)} tensors, for instance {min(missing)!r}; tune again")
 
 
+def merge_adapter(lm: LanguageModel) -> None:
+    """Add the adapter to the weights it adapts, which saves its own products; float32 only, elsewhere it stays beside.
+
+    bfloat16 weights would round most of the adapter away.
+    """
+    if isinstance(lm.model, PeftModel) and lm.dtype == torch.float32:
+        lm.model = lm.model.merge_and_unload(progressbar=False).eval()
+
+
+def base_of(lm: LanguageModel) -> Any:
+    """The transformers model, which may have an adapter's layers in it."""
+    return lm.model.get_base_model() if isinstance(lm.model, PeftModel) else lm.model
+
+
 def remove_adapter(lm: LanguageModel) -> None:
     """Take the adapter off, if there is one; the base weights are left as they were."""
     if isinstance(lm.model, PeftModel):

@@ -3,19 +3,49 @@
 Shapes: T tokens of the row, Q questions of all trees, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from recranker.errors import ModelError
-from recranker.llm.attention import Block, blocks_of
+from recranker.llm.attention import Layout, PrefixState, Span, needs_mask
+from recranker.llm.decoder import decoder_of
 from recranker.llm.encoding import Branch, Tree, encode_all
 from recranker.llm.model import LanguageModel
 from recranker.tasks.protocol import Prompt, Question
 from recranker.tasks.settings import TaskName
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some branches of one tree, computed in one pass."""
+
+    tree: Tree
+    index: int
+    """Of the tree among those asked."""
+    first: int
+    """The first branch, counted from 0."""
+    last: int
+    """One behind the last branch."""
+    with_prefix: bool = True
+    """Whether the prefix is computed here; otherwise ``state`` holds it."""
+    state: PrefixState | None = None
+    """Where the prefix is kept for other passes."""
+
+    @property
+    def branches(self) -> list[Branch]:
+        return self.tree.branches[self.first : self.last]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed."""
+        own = sum(len(branch.token_ids) for branch in self.branches)
+        return own + len(self.tree.prefix_ids) if self.with_prefix else own
 
 
 @dataclass(frozen=True)
@@ -27,9 +57,9 @@ class Packed:
     position_ids: Tensor
     """``(1, T)``; every branch goes on from the end of its prefix."""
     mask: Tensor
-    """``(1, 1, T, T)`` bool: True where the row's token sees the column's."""
-    blocks: tuple[Block, ...]
-    """Where the mask is not False throughout; for ``attention_by_blocks``."""
+    """``(1, 1, T, T)`` bool: True where the row's token sees the column's; of size 1 where the layout is enough."""
+    layout: Layout
+    """Which tokens are prefixes and branches; for ``attention_by_blocks``."""
     answer_positions: Tensor
     """``(Q,)`` place of each branch's last token, whose logits are the answer."""
     label_ids: list[Tensor]
@@ -42,6 +72,8 @@ class Packed:
     """Per question."""
     trees: list[int]
     """Per question: index of the tree it belongs to."""
+    numbers: list[int]
+    """Per question: which of its tree's questions it is, from 0."""
 
     @property
     def num_tokens(self) -> int:
@@ -51,49 +83,102 @@ class Packed:
 
 def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Packed:
     """``trees`` as one row on ``device``, without a single padding token."""
+    return pack_parts([Part(tree, index, 0, len(tree.branches)) for index, tree in enumerate(trees)], device)
+
+
+def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Packed:
+    """``parts`` as one row on ``device``, without a single padding token."""
+    device = torch.device(device)
     input_ids: list[int] = []
     positions: list[int] = []
-    segments: list[tuple[int, int, int]] = []  # tree, branch (-1 for the prefix), length
-    blocks: list[Block] = []
+    spans: list[Span] = []
     ends: list[int] = []
-    for index, tree in enumerate(trees):
-        start = len(tree.prefix_ids)
-        lengths = [len(branch.token_ids) for branch in tree.branches]
-        blocks += blocks_of((len(input_ids), len(input_ids) + start), lengths)
-        input_ids += tree.prefix_ids
-        positions += range(start)
-        segments.append((index, -1, start))
-        for number, branch in enumerate(tree.branches):
+    for part in parts:
+        known, start = len(part.tree.prefix_ids), len(input_ids)
+        if part.with_prefix:
+            input_ids += part.tree.prefix_ids
+            positions += range(known)
+        for branch in part.branches:
             input_ids += branch.token_ids
-            positions += range(start, start + lengths[number])
-            segments.append((index, number, lengths[number]))
+            positions += range(known, known + len(branch.token_ids))
             ends.append(len(input_ids) - 1)
-    branches = [(index, branch) for index, tree in enumerate(trees) for branch in tree.branches]
+        lengths = tuple(len(branch.token_ids) for branch in part.branches)
+        spans.append(Span(start, known if part.with_prefix else 0, lengths, part.state))
+    layout = Layout(tuple(spans))
+    branches = [branch for part in parts for branch in part.branches]
     return Packed(
         input_ids=torch.tensor([input_ids], device=device),
         position_ids=torch.tensor([positions], device=device),
-        mask=_mask(segments, device),
-        blocks=tuple(blocks),
+        mask=_mask(spans, device) if needs_mask(device) else torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        layout=layout,
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
-        label_ids=[torch.tensor(branch.label_ids, device=device) for _, branch in branches],
-        answers=[branch.answer for _, branch in branches],
+        label_ids=[torch.tensor(branch.label_ids, device=device) for branch in branches],
+        answers=[branch.answer for branch in branches],
         soft_labels=[
             None if branch.soft_labels is None else torch.tensor(branch.soft_labels, device=device)
-            for _, branch in branches
+            for branch in branches
         ],
-        tasks=[branch.task for _, branch in branches],
-        trees=[index for index, _ in branches],
+        tasks=[branch.task for branch in branches],
+        trees=[part.index for part in parts for _ in part.branches],
+        numbers=[number for part in parts for number in range(part.first, part.last)],
     )
 
 
-def _mask(segments: list[tuple[int, int, int]], device: torch.device | str) -> Tensor:
+def _mask(spans: Sequence[Span], device: torch.device) -> Tensor:
     """``(1, 1, T, T)``: own tree's prefix and own branch, up to and including oneself."""
-    lengths = torch.tensor([length for _, _, length in segments], device=device)
-    tree_T = torch.tensor([tree for tree, _, _ in segments], device=device).repeat_interleave(lengths)
-    branch_T = torch.tensor([branch for _, branch, _ in segments], device=device).repeat_interleave(lengths)
+    segments = [  # tree, branch (-1 for the prefix), length
+        (tree, number - 1, length)
+        for tree, span in enumerate(spans)
+        for number, length in enumerate((span.prefix, *span.branches))
+    ]
+    trees, branches, lengths = torch.tensor(segments, device=device).T
+    tree_T, branch_T = trees.repeat_interleave(lengths), branches.repeat_interleave(lengths)
     same_tree_TT = tree_T[:, None] == tree_T[None, :]
     visible_TT = (branch_T[None, :] == -1) | (branch_T[None, :] == branch_T[:, None])
-    return (same_tree_TT & visible_TT).tril()[None, None]
+    mask: Tensor = (same_tree_TT & visible_TT).tril()[None, None]
+    return mask
+
+
+def passes(
+    trees: Sequence[Tree], token_budget: int, known: Mapping[int, PrefixState], *, can_keep: bool
+) -> Iterator[list[Part]]:
+    """All branches of ``trees`` in passes of at most ``token_budget`` tokens, the longest trees first.
+
+    A tree longer than the budget is spread over several passes. Where states can be kept its prefix is computed in
+    the first of them only, otherwise in each; a single branch that is longer still, with its prefix, goes alone.
+
+    Args:
+        trees: Those without branches are left out.
+        token_budget: Tokens of a pass.
+        known: By tree index, states to fill, or to read where they hold a prefix already.
+        can_keep: Whether a pass can read the prefix of an earlier one.
+    """
+    waiting: list[Part] = []
+    room = token_budget
+    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].num_tokens, index)):
+        for part in _parts(trees[index], index, token_budget, known.get(index), can_keep):
+            if waiting and part.num_tokens > room:
+                yield waiting
+                waiting, room = [], token_budget
+            waiting.append(part)
+            room -= part.num_tokens
+    if waiting:
+        yield waiting
+
+
+def _parts(tree: Tree, index: int, token_budget: int, state: PrefixState | None, can_keep: bool) -> Iterator[Part]:
+    prefix, first = len(tree.prefix_ids), 0
+    with_prefix = state is None or not state.layers
+    if state is None and can_keep and tree.num_tokens > token_budget:
+        state = PrefixState()
+    while first < len(tree.branches):
+        room = token_budget - (prefix if with_prefix else 0) - len(tree.branches[first].token_ids)
+        last = first + 1
+        while last < len(tree.branches) and len(tree.branches[last].token_ids) <= room:
+            room -= len(tree.branches[last].token_ids)
+            last += 1
+        yield Part(tree, index, first, last, with_prefix, state)
+        first, with_prefix = last, not can_keep
 
 
 def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
@@ -110,39 +195,78 @@ def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
         input_ids=packed.input_ids,
         attention_mask=packed.mask,
         position_ids=packed.position_ids,
-        blocks=packed.blocks,
+        layout=packed.layout,
         use_cache=False,
         logits_to_keep=packed.answer_positions,
     )
-    logits_QV = output.logits[0].float()
-    return [logits_V[labels] for logits_V, labels in zip(logits_QV, packed.label_ids, strict=True)]
+    return _chosen(output.logits[0], packed.label_ids)
+
+
+def answer_logits(lm: LanguageModel, packed: Packed) -> list[Tensor]:
+    """As ``label_logits`` without gradients; of the output head only the rows of the labels are computed."""
+    if not packed.label_ids:
+        return []
+    used, places = torch.unique(torch.cat(packed.label_ids), return_inverse=True)
+    places_of = list(places.split([len(labels) for labels in packed.label_ids]))
+    decoder = decoder_of(lm)
+    if decoder is not None:
+        hidden_QE = decoder(packed.input_ids, packed.position_ids, packed.layout, packed.answer_positions)
+        return _chosen(linear(hidden_QE, lm.model.get_output_embeddings().weight[used]), places_of)
+    with _head_rows(lm, used) as narrowed:
+        return label_logits(lm.model, replace(packed, label_ids=places_of) if narrowed else packed)
+
+
+def _chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
+    return [logits_V[labels] for logits_V, labels in zip(logits_QV.float(), label_ids, strict=True)]
+
+
+@contextmanager
+def _head_rows(lm: LanguageModel, rows: Tensor) -> Iterator[bool]:
+    """Within this block the output head computes only ``rows`` of its vocabulary; False: it is no plain linear."""
+    head = lm.model.get_output_embeddings()
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        yield False
+        return
+    weight, bias = head.weight[rows], None if head.bias is None else head.bias[rows]
+    setattr(head, "forward", lambda hidden: linear(hidden, weight, bias))  # noqa: B010 - mypy takes it for a method
+    try:
+        yield True
+    finally:
+        del head.forward  # the class's own shows again
+
+
+class PackingError(ModelError):
+    """The model cannot compute a packed row as it should."""
 
 
 def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) -> None:
     """Make sure that ``lm`` obeys the mask: two small trees must give the logits of their questions asked one by one.
 
     Raises:
-        ModelError: If they do not, or attention over a sliding window would end within a prompt.
+        PackingError: If they do not, or attention over a sliding window would end within a prompt.
+        ModelError: If answers are no finite numbers even where questions are asked one by one.
     """
     lm.model.eval()
     window = getattr(lm.model.config, "sliding_window", None)
     if window and window < max_prompt_tokens and getattr(lm.model.config, "use_sliding_window", True):
-        raise ModelError(
+        raise PackingError(
             f"this model sees {window} tokens back, llm.max_prompt_tokens is {max_prompt_tokens}; {way_out}"
         )
     trees = encode_all(PROBE, lm, max_prompt_tokens)
     with torch.inference_mode():
         try:
-            packed = torch.stack(label_logits(lm.model, pack(trees, lm.device)))
+            packed = torch.stack(answer_logits(lm, pack(trees, lm.device)))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {way_out}") from None
+            raise PackingError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {way_out}") from None
         alone = torch.stack([_alone(lm, tree.prefix_ids, branch) for tree in trees for branch in tree.branches])
     if not torch.isfinite(alone).all():
         raise ModelError("this model's answers are no finite numbers; its weights are damaged, get them again")
     difference = float((packed - alone.float()).abs().max())
     allowed = max(1.0, float(alone.abs().max())) * (1e-3 if lm.dtype == torch.float32 else 5e-2)
     if not difference <= allowed:
-        raise ModelError(f"this model ignores the mask of a packed row (logits differ by {difference:.2g}); {way_out}")
+        raise PackingError(
+            f"this model ignores the mask of a packed row (logits differ by {difference:.2g}); {way_out}"
+        )
 
 
 def _alone(lm: LanguageModel, prefix_ids: list[int], branch: Branch) -> Tensor:

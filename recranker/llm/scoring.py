@@ -6,8 +6,11 @@ models that take no attention mask of their own; ``plain`` computes every questi
 """
 
 import copy
+import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recranker.errors import ModelError
+from recranker.llm.attention import PrefixState
 from recranker.llm.encoding import Branch, Tree, encode_all
 from recranker.llm.model import LanguageModel
-from recranker.llm.packing import check_packing, label_logits, pack
+from recranker.llm.packing import PackingError, answer_logits, check_packing, pack_parts, passes
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
 
-Passes = Callable[[LanguageModel, Sequence[Tree], int], Iterator[tuple[int, int, Tensor]]]
-"""From a model, trees and a token budget to (tree index, question index, label logits)."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,27 @@ class Scored:
     tokens: int
     """Tokens computed."""
     cut_lines: int
-    """Lines of history dropped because the prompt was too long."""
+    """Lines of history dropped or cut short because the prompt was too long."""
+
+
+@dataclass
+class Work:
+    """Trees to be computed, and what has been."""
+
+    trees: Sequence[Tree]
+    token_budget: int
+    """Tokens of a forward pass, at the most."""
+    prefixes: Mapping[int, PrefixState] = field(default_factory=dict)
+    """By tree: where its prefix is, or will be, kept."""
+    tokens: list[int] = field(init=False)
+    """Per tree: tokens computed so far."""
+
+    def __post_init__(self) -> None:
+        self.tokens = [0] * len(self.trees)
+
+
+Backend = Callable[[LanguageModel, Work], Iterator[tuple[int, int, Tensor]]]
+"""Does the work, and yields (tree index, question index, label logits) as they come."""
 
 
 class TreeScorer:
@@ -45,10 +68,16 @@ class TreeScorer:
         self.lm = lm
         self._max_prompt_tokens = settings.max_prompt_tokens
         self._token_budget = settings.token_budget
-        self._passes = PASSES[settings.backend]
+        self.backend = settings.backend
         if settings.backend == "packed":
-            check_packing(lm, max_prompt_tokens=settings.max_prompt_tokens, way_out="score it with llm.backend=kv")
-        self._tokens_of = _tokens_of_plain if settings.backend == "plain" else _tokens_of_tree
+            try:
+                check_packing(
+                    lm, max_prompt_tokens=settings.max_prompt_tokens, way_out="it is scored with llm.backend=kv"
+                )
+            except PackingError as error:
+                logger.warning("%s: every prefix goes through a key-value cache, which is slower", error)
+                self.backend = "kv"
+        self._kept: OrderedDict[tuple[int, ...], PrefixState] | None = None
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:
         """Per prompt and question: ``(labels,)`` log-probabilities in nats, normalised over the question's labels.
@@ -62,14 +91,46 @@ class TreeScorer:
         """As ``score``, with the tokens computed and the lines cut per prompt."""
         trees = encode_all(prompts, self.lm, self._max_prompt_tokens)
         answers: list[dict[int, NDArray[np.float64]]] = [{} for _ in trees]
+        work = Work(trees, self._token_budget, self._states(trees))
         self.lm.model.eval()
         with torch.inference_mode():
-            for tree, question, logits in self._passes(self.lm, trees, self._token_budget):
+            for tree, question, logits in BACKENDS[self.backend](self.lm, work):
                 answers[tree][question] = _log_probabilities(logits, trees[tree].prompt_id, question)
         return [
-            Scored([found[index] for index in range(len(tree.branches))], self._tokens_of(tree), tree.cut_lines)
-            for tree, found in zip(trees, answers, strict=True)
+            Scored([found[index] for index in range(len(tree.branches))], tokens, tree.cut_lines)
+            for tree, found, tokens in zip(trees, answers, work.tokens, strict=True)
         ]
+
+    @contextmanager
+    def keeping_prefixes(self) -> Iterator[None]:
+        """Within this block a prefix that was computed once is read again, the latest ``token_budget`` tokens of them.
+
+        For questions that come in rounds. The model must stay as it is meanwhile. Backends other than 'packed', and
+        CUDA, compute every prefix again.
+        """
+        self._kept = OrderedDict()
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _states(self, trees: Sequence[Tree]) -> dict[int, PrefixState]:
+        """By tree: the state of its prefix, where prefixes are kept."""
+        if self._kept is None or not keeps_prefixes(self.lm, self.backend):
+            return {}
+        found = {}
+        for index, tree in enumerate(trees):
+            prefix = tuple(tree.prefix_ids)
+            found[index] = self._kept.setdefault(prefix, PrefixState())
+            self._kept.move_to_end(prefix)
+        while len(self._kept) > 1 and sum(map(len, self._kept)) > self._token_budget:
+            self._kept.popitem(last=False)
+        return found
+
+
+def keeps_prefixes(lm: LanguageModel, backend: str) -> bool:
+    """Whether a pass can read a prefix that an earlier one computed."""
+    return backend == "packed" and lm.device.type == "cpu"
 
 
 def make_scorer(lm: LanguageModel, settings: LLMSettings) -> TreeScorer:
@@ -84,41 +145,38 @@ def _log_probabilities(logits: Tensor, prompt_id: str, question: int) -> NDArray
     return found
 
 
-def _packed(lm: LanguageModel, trees: Sequence[Tree], token_budget: int) -> Iterator[tuple[int, int, Tensor]]:
-    for group in _groups({index: tree.num_tokens for index, tree in enumerate(trees) if tree.branches}, token_budget):
-        packed = pack([trees[index] for index in group], lm.device)
-        numbers = [number for index in group for number in range(len(trees[index].branches))]
-        for place, number, logits in zip(packed.trees, numbers, label_logits(lm.model, packed), strict=True):
-            yield group[place], number, logits
+def _packed(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
+    can_keep = keeps_prefixes(lm, "packed")
+    for parts in passes(work.trees, work.token_budget, work.prefixes, can_keep=can_keep):
+        packed = pack_parts(parts, lm.device)
+        for part in parts:
+            work.tokens[part.index] += part.num_tokens
+        yield from zip(packed.trees, packed.numbers, answer_logits(lm, packed), strict=True)
 
 
-def _groups(lengths: Mapping[int, int], token_budget: int) -> list[list[int]]:
-    """Indices in passes of at most ``token_budget`` tokens, longest first; a longer one goes alone."""
-    groups: list[list[int]] = []
-    filled = 0
-    for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
-        if not groups or filled + lengths[index] > token_budget:
-            groups.append([])
-            filled = 0
-        groups[-1].append(index)
-        filled += lengths[index]
-    return groups
-
-
-def _plain(lm: LanguageModel, trees: Sequence[Tree], token_budget: int) -> Iterator[tuple[int, int, Tensor]]:
-    for index, tree in enumerate(trees):
+def _plain(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
+    for index, tree in enumerate(work.trees):
         for number, branch in enumerate(tree.branches):
-            input_ids = torch.tensor([tree.prefix_ids + branch.token_ids], device=lm.device)
-            logits = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-            yield index, number, logits[branch.label_ids].float()
+            work.tokens[index] += len(tree.prefix_ids) + len(branch.token_ids)
+            yield index, number, _alone(lm, tree.prefix_ids, branch)
 
 
-def _kv(lm: LanguageModel, trees: Sequence[Tree], token_budget: int) -> Iterator[tuple[int, int, Tensor]]:
-    for index, tree in enumerate(trees):
-        if not tree.prefix_ids:
-            yield from ((index, number, logits) for _, number, logits in _plain(lm, [tree], token_budget))
-        elif tree.branches:
-            yield from ((index, number, logits) for number, logits in enumerate(_kv_tree(lm, tree, token_budget)))
+def _alone(lm: LanguageModel, prefix_ids: list[int], branch: Branch) -> Tensor:
+    input_ids = torch.tensor([prefix_ids + branch.token_ids], device=lm.device)
+    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+    return logits[branch.label_ids].float()
+
+
+def _kv(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
+    for index, tree in enumerate(work.trees):
+        if not tree.branches:
+            continue
+        work.tokens[index] += tree.num_tokens
+        if tree.prefix_ids:
+            found = _kv_tree(lm, tree, work.token_budget)
+        else:
+            found = (_alone(lm, [], branch) for branch in tree.branches)
+        yield from ((index, number, logits) for number, logits in enumerate(found))
 
 
 def _kv_tree(lm: LanguageModel, tree: Tree, token_budget: int) -> Iterator[Tensor]:
@@ -151,12 +209,4 @@ def _kv_pass(lm: LanguageModel, cache: Any, prefix_length: int, branches: Sequen
     return [logits_V[branch.label_ids].float() for logits_V, branch in zip(logits_BV, branches, strict=True)]
 
 
-def _tokens_of_plain(tree: Tree) -> int:
-    return sum(len(tree.prefix_ids) + len(branch.token_ids) for branch in tree.branches)
-
-
-def _tokens_of_tree(tree: Tree) -> int:
-    return tree.num_tokens if tree.branches else 0
-
-
-PASSES: dict[str, Passes] = {"packed": _packed, "kv": _kv, "plain": _plain}
+BACKENDS: dict[str, Backend] = {"packed": _packed, "kv": _kv, "plain": _plain}

@@ -54,7 +54,8 @@ def learn_weights(
     them than under the best of the signals ``alone``, that signal keeps all the weight.
 
     Args:
-        lists: Per list, ``(items,)`` z-scores of the same signals, those of ``alone`` among them.
+        lists: Per list, ``(items,)`` z-scores of its signals, those of ``alone`` among them; a signal that a list
+            lacks says nothing about it.
         targets: Per list, the index of the true item.
         alone: Signals that cost nothing next to the language model; of equals the first is kept.
         l2: Pull towards 0 per list, so that a signal without evidence gets no weight.
@@ -69,8 +70,10 @@ def learn_weights(
     """
     if not lists:
         raise DataError("no validation list holds its target, so fusion weights cannot be learned; use preset 'paper'")
-    names = list(lists[0])
-    features = [np.stack([one[name] for name in names], axis=1) for one in lists]  # (items, signals) each
+    names = list(dict.fromkeys(name for one in lists for name in one))
+    features = [  # (items, signals) each; what is 0 for all items changes no softmax
+        np.stack([one.get(name, np.zeros_like(one[alone[0]])) for name in names], axis=1) for one in lists
+    ]
     single = {name: _left_out([matrix[:, [names.index(name)]] for matrix in features], targets, l2) for name in alone}
     best = max(alone, key=lambda name: single[name].mean())
     found = fit_choice(features, targets, l2=l2, lowest=0.0)

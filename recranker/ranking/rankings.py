@@ -12,7 +12,7 @@ from recranker.errors import DataError
 from recranker.randomness import key_of
 from recranker.ranking.choice import standardised
 from recranker.ranking.fusion import PAPER_WEIGHTS, best_first, fuse, learn_weights
-from recranker.ranking.utilities import paper_utilities, task_scores
+from recranker.ranking.utilities import TASKS, paper_utilities, task_scores
 from recranker.schema import RANKINGS
 from recranker.tasks.protocol import Answer, RatingScale
 
@@ -39,24 +39,17 @@ def weights_from_validation(answers: pa.Table, lists: pa.Table) -> tuple[dict[st
     """Weights of every fused row, learned on the tuned model's validation answers, and how many lists they rest on.
 
     Raises:
-        DataError: If no validation list was answered.
+        DataError: If no validation list that holds its target was answered, or a score is not finite.
     """
-    by_id = {row["list_id"]: row for row in lists.filter(pc.equal(lists["split"], "validation")).to_pylist()}
-    rows = [row for row in answers.to_pylist() if row["model"] == "tuned" and row["split"] == "validation"]
+    lists = lists.filter(pc.and_(pc.equal(lists["split"], "validation"), lists["hit"]))
+    by_id = {row["list_id"]: row for row in lists.to_pylist()}
+    rows = [row for row in answers.to_pylist() if row["model"] == "tuned" and row["list_id"] in by_id]
     of = [by_id[row["list_id"]] for row in rows]
     targets = [one["candidate_ids"].index(one["target_id"]) for one in of]
-    features = [signals(_answers(row), one) for row, one in zip(rows, of, strict=True)]
+    features = [_standardised(_raw_scores(row, one)) for row, one in zip(rows, of, strict=True)]
     return {
         name: learn_weights([_for(name, one) for one in features], targets, alone=CHEAP[name]) for name in CHEAP
     }, len(rows)
-
-
-def signals(answers: list[Answer], one: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """``(items,)`` z-scores of every task asked, of retriever and conventional re-ranker, for one CANDIDATES row."""
-    scores = task_scores(answers, one["candidate_ids"])
-    scores["backbone"] = np.asarray(one["backbone_scores"], np.float64)
-    scores["conventional"] = np.asarray(one["reranker_scores"], np.float64)
-    return {name: standardised(values) for name, values in scores.items()}
 
 
 def rank_all(
@@ -67,6 +60,9 @@ def rank_all(
     Rankers of the tuned model: pointwise, pairwise, listwise, hybrid_paper (the paper's utilities and constants), and
     hybrid and hybrid_conventional (z-scores under their ``weights``; the second also sees the conventional
     re-ranker's). Of any other model, named before the row: the tasks and their equal-weight hybrid.
+
+    Raises:
+        DataError: If a score is not finite, or a list has none to fuse.
     """
     by_id = {row["list_id"]: row for row in lists.to_pylist()}
     rows = []
@@ -80,15 +76,38 @@ def rank_all(
 def _rankers(
     row: Mapping[str, Any], one: Mapping[str, Any], scale: RatingScale, weights: Mapping[str, Mapping[str, float]]
 ) -> dict[str, NDArray[np.float64]]:
-    answers = _answers(row)
-    scores = task_scores(answers, one["candidate_ids"])
-    standard = signals(answers, one)
+    raw = _raw_scores(row, one)
+    standard = _standardised(raw)
+    scores = {task: raw[task] for task in TASKS if task in raw}
     if (model := row["model"]) != "tuned":
         named = {f"{model}_{task}": values for task, values in scores.items()}
         return {**named, f"{model}_hybrid": fuse({task: standard[task] for task in scores}, PAPER_WEIGHTS)}
-    utilities = paper_utilities(answers, one["candidate_ids"], scale)
+    utilities = paper_utilities(_answers(row), one["candidate_ids"], scale)
     fused = {name: fuse(_for(name, standard), found) for name, found in weights.items()}
     return {**scores, "hybrid_paper": fuse(utilities, PAPER_WEIGHTS), **fused}
+
+
+def _raw_scores(row: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """``(items,)`` scores of every task asked, of retriever and conventional re-ranker: all that rows are made from.
+
+    Raises:
+        DataError: If one is not finite; z-scores would hide it.
+    """
+    scores = task_scores(_answers(row), one["candidate_ids"])
+    scores["backbone"] = np.asarray(one["backbone_scores"], np.float64)
+    scores["conventional"] = np.asarray(one["reranker_scores"], np.float64)
+    for name, values in scores.items():
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"list {row['list_id']!r} of user {row['user_id']!r}, model '{row['model']}': scores of '{name}' must "
+                f"be finite, got {values.tolist()}"
+            )
+    return scores
+
+
+def _standardised(scores: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Z-scores within the list, so that one weight fits all lists."""
+    return {name: standardised(values) for name, values in scores.items()}
 
 
 def _for(fused: str, standard: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
@@ -98,8 +117,6 @@ def _for(fused: str, standard: Mapping[str, NDArray[np.float64]]) -> dict[str, N
 
 
 def _ranking(row: Mapping[str, Any], one: Mapping[str, Any], name: str, scores: NDArray[np.float64]) -> dict[str, Any]:
-    if not np.isfinite(scores).all():
-        raise DataError(f"list {row['list_id']!r}: ranker '{name}' gave scores that are not finite")
     order = best_first(scores)
     return {
         "list_id": row["list_id"],
@@ -113,6 +130,6 @@ def _ranking(row: Mapping[str, Any], one: Mapping[str, Any], name: str, scores: 
 
 def _answers(row: Mapping[str, Any]) -> list[Answer]:
     return [
-        Answer(one["task"], tuple(one["item_ids"]), np.asarray(one["log_probabilities"], np.float64))
+        Answer(one["task"], tuple(one["item_ids"]), np.asarray(one["log_probabilities"], np.float64), one["round"])
         for one in row["answers"]
     ]

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from recranker.settings import Settings
 
+CalibrationKind = Literal["temperature", "isotonic"]
+"""Platt scaling, or a monotone curve through the data."""
+
 
 class RankingSettings(Settings):
     """Which lists are ranked, and how three answers become one order."""
@@ -22,6 +25,9 @@ class RankingSettings(Settings):
     """And with the untuned model that sees no hints."""
     workers: int = Field(default=2, ge=1)
     """Ray Data actors, each with its own copy of the model."""
+    calibration: CalibrationKind = "temperature"
+    """How scores become probabilities, learned on validation: 'temperature' has two numbers, 'isotonic' any rising
+    shape, which needs more lists."""
 
 
 FeatureGroup = Literal["backbone", "signals", "ratings", "similarity", "transitions", "popularity", "time", "text"]

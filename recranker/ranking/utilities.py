@@ -17,11 +17,15 @@ def task_scores(answers: Sequence[Answer], item_ids: Sequence[str]) -> dict[str,
     """``(items,)`` scores of every task that was asked; higher is better, scales differ between tasks.
 
     pointwise: P(like) or the rescaled expected rating; pairwise: mean log-odds of winning;
-    listwise: mean log-probability of the item's letter.
+    listwise: log-probability of being the best. A single candidate is asked about pointwise only; its other scores
+    are 0 without asking: it meets nobody, and it is the best for certain.
     """
     by_task = _by_task(answers)
     functions = {"pointwise": pointwise.scores, "pairwise": pairwise.scores, "listwise": listwise.scores}
-    return {task: functions[task](by_task[task], item_ids) for task in TASKS if task in by_task}
+    scores = {task: functions[task](by_task[task], item_ids) for task in TASKS if task in by_task}
+    if len(item_ids) == 1:
+        scores = {**scores, "pairwise": np.zeros(1), "listwise": np.zeros(1)}
+    return scores
 
 
 def paper_utilities(
@@ -36,7 +40,7 @@ def paper_utilities(
     if "pointwise" in scores:
         utilities["pointwise"] = pointwise.utility(scores["pointwise"], scale)
     if "pairwise" in scores:
-        utilities["pairwise"] = pairwise.utility(by_task["pairwise"], item_ids)
+        utilities["pairwise"] = pairwise.utility(by_task.get("pairwise", []), item_ids)
     if "listwise" in scores:
         utilities["listwise"] = listwise.utility(scores["listwise"])
     return utilities

@@ -64,9 +64,13 @@ class PromptBuilder:
         target, rating = chosen["target_id"], chosen["target_rating"]
         key = (self.seed, draw["user_id"], draw["draw_id"])
         questions = training_questions(candidates, target, rating, self.settings, self.scale, *key)
+        if not questions:
+            return _refused(prompt_id, draw["user_id"], "train", "one candidate without a rating leaves nothing to ask")
         return _row(prompt_id, chosen, self._prefix(history, chosen["before"]), questions)
 
     def _ranking_row(self, one: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if not one["candidate_ids"]:
+            return _refused(one["list_id"], one["user_id"], one["split"], "the list has no candidates")
         candidates = self._candidates(one)
         if candidates is None:
             return _refused(one["list_id"], one["user_id"], one["split"], "a candidate has no title")
@@ -109,6 +113,7 @@ def _question(values: dict[str, Any]) -> Question:
         tuple(values["item_ids"]),
         values["answer"],
         tuple(values["soft_labels"]) if values["soft_labels"] is not None else None,
+        values["round"],
     )
 
 

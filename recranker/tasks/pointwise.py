@@ -36,16 +36,16 @@ def question(
 
 
 def soft_like(candidate: Candidate, num_candidates: int, negatives: int) -> tuple[float, float] | None:
-    """The teacher's probabilities of No and Yes for an item drawn as training draws it; None without a teacher.
+    """The teacher's probabilities of No and Yes for an item drawn as training draws it; None where it has none.
 
     Training asks about the target and ``negatives`` of the other items: an item with probability p of being the
     target is asked about as the target in p, as another in (1 - p) * negatives / (candidates - 1) of the cases.
     """
-    if candidate.probability is None:
+    if candidate.probability is None or num_candidates < 2:
         return None
     target = candidate.probability
     other = (1.0 - target) * negatives / (num_candidates - 1)
-    return (other / (target + other), target / (target + other))
+    return (other / (target + other), target / (target + other)) if target + other > 0.0 else None
 
 
 def rating_label(rating: float, scale: RatingScale) -> str:

@@ -11,6 +11,19 @@ from recranker.tasks.settings import TaskName
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the model made of one question."""
+
+    task: TaskName
+    item_ids: tuple[str, ...]
+    """The items asked about, in the order shown."""
+    log_probabilities: NDArray[np.float64]
+    """``(labels,)``, normalised over the question's labels."""
+    round: int = 0
+    """The question's."""
+
+
+@dataclass(frozen=True)
 class Question:
     """One question about a user, answered by one of its labels."""
 
@@ -25,6 +38,12 @@ class Question:
     """The right label, known in training only."""
     soft_labels: tuple[float, ...] | None = None
     """A teacher's probability of each label, known in training only."""
+    round: int = 0
+    """0: always asked; above: asked only where the rounds before left the order unsettled."""
+
+    def answered(self, log_probabilities: NDArray[np.float64]) -> Answer:
+        """The ``(labels,)`` log-probabilities as an answer to this question."""
+        return Answer(self.task, self.item_ids, log_probabilities, self.round)
 
 
 @dataclass(frozen=True)
@@ -44,15 +63,23 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the model made of one question."""
+class ScoredPrompt(Protocol):
+    """What a scorer that counts its costs returns for one prompt."""
 
-    task: TaskName
-    item_ids: tuple[str, ...]
-    """The items asked about, in the order shown."""
-    log_probabilities: NDArray[np.float64]
-    """``(labels,)``, normalised over the question's labels."""
+    @property
+    def log_probabilities(self) -> Sequence[NDArray[np.float64]]:
+        """Per question: ``(labels,)`` in nats, normalised over the question's labels."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed."""
+        ...
+
+    @property
+    def cut_lines(self) -> int:
+        """Lines of history dropped because the prompt was too long."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """All questions of one prompt: for training on a known target, and for ranking a list."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+from recranker.errors import DataError, SettingsError
 from recranker.randomness import generator
 from recranker.tasks import listwise, pairwise, pointwise
 from recranker.tasks.protocol import Candidate, Question, RatingScale
-from recranker.tasks.settings import InstructSettings, TaskName
+from recranker.tasks.settings import MAX_CANDIDATES, MAX_SHOWN, InstructSettings, TaskName
 
 ALL_TASKS: tuple[TaskName, ...] = ("pointwise", "pairwise", "listwise")
 
@@ -17,27 +19,35 @@ def ranking_questions(
     *key: str | int,
     tasks: Sequence[TaskName] = ALL_TASKS,
 ) -> tuple[Question, ...]:
-    """Every question needed to rank ``candidates``: n pointwise, n/2 pairs in both orders, m shuffled lists.
+    """Every question needed to rank ``candidates``: n pointwise, pairs in both orders, m shuffled lists.
+
+    One candidate is asked about pointwise only: there is nothing to compare it with.
 
     Args:
         candidates: In the retriever's order.
-        settings: Which kind of answer, hints, permutations.
+        settings: Which kind of answer, hints, pairs, permutations, windows.
         scale: The data's rating scale.
         key: Keys the pairs and the shuffles, for instance ``seed, list_id``.
         tasks: The tasks to ask.
+
+    Raises:
+        DataError: If two candidates have the same id.
+        SettingsError: If there are more candidates than can be ranked, or than all pairs may be asked of.
     """
+    _check(candidates)
     hint, kind = settings.hints, settings.pointwise_answer
     questions: list[Question] = []
     if "pointwise" in tasks:
         questions += [pointwise.question(one, kind=kind, scale=scale, hint=hint) for one in candidates]
     if "pairwise" in tasks:
-        for first, second in pairwise.schedule(len(candidates), *key):
-            pair = candidates[first], candidates[second]
+        pairs = pairwise.pairs(candidates, settings.pair_schedule, *key, per_candidate=settings.pairs_per_candidate)
+        for pair in pairs:
             questions += [pairwise.question(*pair, hint=hint), pairwise.question(*pair[::-1], hint=hint)]
     if "listwise" in tasks:
         for permutation in range(settings.list_permutations):
-            shown = listwise.shuffled(candidates, *key, permutation)
-            questions.append(listwise.question(shown, hint=hint))
+            order, number = listwise.shuffled(candidates, *key, permutation), listwise.round_of(permutation)
+            windows = listwise.windows(order, window=settings.list_window, stride=settings.list_stride)
+            questions += [listwise.question(shown, hint=hint, round=number) for shown in windows]
     return tuple(questions)
 
 
@@ -53,8 +63,14 @@ def training_questions(
 
     Pointwise asks about the target and, where the answer is Yes or No, about hard candidates the user
     has not rated. Each pair sets the target against a hard candidate in a random order; the list is
-    shuffled and its answer is the target's letter.
+    shuffled and its answer is the target's letter. Of a list with more candidates than letters it is a
+    window, as in ranking: the target among keyed random others. One candidate is asked about pointwise only.
+
+    Raises:
+        DataError: If two candidates have the same id.
+        SettingsError: If there are more candidates than can be ranked.
     """
+    _check(candidates)
     random = generator("training questions", *key)
     target = next(one for one in candidates if one.item_id == target_id)
     others = [one for one in candidates if one.item_id != target_id]
@@ -66,9 +82,19 @@ def training_questions(
             questions.append(pairwise.question(target, other, hint=hint, answer="Yes"))
         else:
             questions.append(pairwise.question(other, target, hint=hint, answer="No"))
-    shown = listwise.shuffled(candidates, *key)
-    questions.append(listwise.question(shown, hint=hint, answer_id=target_id))
+    listed = candidates if len(candidates) <= MAX_SHOWN else [target, *hard[: settings.list_window - 1]]
+    if hard:
+        shown = listwise.shuffled(listed, *key)
+        questions.append(listwise.question(shown, hint=hint, answer_id=target_id))
     return tuple(questions)
+
+
+def _check(candidates: Sequence[Candidate]) -> None:
+    for item_id, times in Counter(one.item_id for one in candidates).items():
+        if times > 1:
+            raise DataError(f"the candidates of a list must be distinct, {item_id!r} came {times} times; keep one")
+    if len(candidates) > MAX_CANDIDATES:
+        raise SettingsError(f"a list takes at most {MAX_CANDIDATES} candidates, got {len(candidates)}; keep the best")
 
 
 def _pointwise(

@@ -1,13 +1,20 @@
 """Settings of the instructions."""
 
+from string import ascii_uppercase
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recranker.settings import Settings
 
 TaskName = Literal["pointwise", "pairwise", "listwise"]
 Hint = Literal["reranker", "backbone", "none"]
+PairSchedule = Literal["disjoint", "all", "budgeted"]
+
+MAX_CANDIDATES = 200
+"""Candidates of one list."""
+MAX_SHOWN = len(ascii_uppercase)
+"""Candidates of one listwise question: a letter each."""
 
 
 class InstructSettings(Settings):
@@ -25,5 +32,25 @@ class InstructSettings(Settings):
     """Unrated candidates per training prompt asked about as 'No', where the answer is 'like'."""
     pairs: int = Field(default=2, ge=1)
     """Pairs per training prompt: the target against hard candidates."""
-    list_permutations: int = Field(default=2, ge=1)
-    """Keyed shuffles of the candidates per listwise question at inference, averaged."""
+    pair_schedule: PairSchedule = "disjoint"
+    """Pairs at inference: 'disjoint' halves of a shuffle (RecRanker), 'all' pairs, or 'budgeted': neighbours in the
+    order that hints quote, the nearest first."""
+    pairs_per_candidate: int = Field(default=2, ge=1)
+    """Pairs per candidate of a list, at the most, where the schedule is 'budgeted'; each is asked in both orders."""
+    list_permutations: int = Field(default=2, ge=1, le=100)
+    """Keyed shuffles of the candidates at inference, at the most, averaged; a third and further ones are there for
+    lists whose order the one before has changed."""
+    list_window: int = Field(default=20, ge=2, le=MAX_SHOWN)
+    """Candidates per listwise question where a list has more than 26."""
+    list_stride: int = Field(default=15, ge=1)
+    """Places of the shuffle from one such question to the next, at the most; below list_window they overlap, which
+    is what ties their answers together."""
+
+    @model_validator(mode="after")
+    def _windows_leave_no_gap(self) -> "InstructSettings":
+        if self.list_stride > self.list_window:
+            raise ValueError(
+                f"instruct.list_stride {self.list_stride} must be at most instruct.list_window {self.list_window}, "
+                "or no question would ask about the items between two windows"
+            )
+        return self

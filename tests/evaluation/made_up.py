@@ -75,4 +75,6 @@ def _ranking(one: dict[str, object], name: str, scores: NDArray[np.float64]) -> 
     order = np.argsort(-scores)
     ids = list(one["candidate_ids"])  # type: ignore[call-overload]
     kept = {key: one[key] for key in ("list_id", "user_id", "split")}
-    return kept | {"row": name, "item_ids": [ids[at] for at in order], "scores": scores[order].tolist()}
+    ranking = kept | {"row": name, "item_ids": [ids[at] for at in order], "scores": scores[order].tolist()}
+    odds = np.exp(scores[order])
+    return ranking if name.startswith("untuned") else ranking | {"probabilities": (odds / odds.sum()).tolist()}

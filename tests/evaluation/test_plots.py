@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recranker.evaluation.plots import GROUPS, curves_svg, plot_results, results_svg
+from recranker.evaluation.plots import GROUPS, curves_svg, plot_results, reliability_svg, results_svg
 from recranker.evaluation.rows import group_of
+from recranker.ranking.calibration import ReliabilityBin
 from recranker.schema import RESULTS
 
 
@@ -50,6 +51,16 @@ def test_svg_takes_the_pages_colours_and_is_well_formed_and_the_same_each_time()
 def test_names_of_rows_are_text_in_an_svg_and_never_formulas_or_markup() -> None:
     made = curves_svg({"backbone": np.array([0.1, 0.2]), "<b>$\\frac": np.array([0.2, 0.3])})
     assert "&lt;b&gt;$\\frac" in made
+
+
+def test_reliability_is_drawn_with_a_line_per_row_and_a_diagonal() -> None:
+    bins = (ReliabilityBin(0.1, 0.05, 20), ReliabilityBin(0.4, 0.6, 20))
+    made = reliability_svg({"pointwise": bins, "hybrid_paper": bins[:1]})
+    ElementTree.fromstring(made)
+    assert not re.search(r"#[0-9a-f]{6}\b", made)
+    assert re.findall(r">(pointwise|hybrid paper)</text>", made) == ["pointwise", "hybrid paper"]
+    assert made.count("stroke-dasharray") == 1
+    assert made == reliability_svg({"pointwise": bins, "hybrid_paper": bins[:1]})
 
 
 def test_ids_of_two_pictures_on_one_page_differ() -> None:

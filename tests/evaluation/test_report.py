@@ -6,6 +6,8 @@ import pytest
 
 from recranker.evaluation.evaluate import Evaluation, evaluate
 from recranker.evaluation.report import Background, build_report, featured
+from recranker.evaluation.rows import HYBRIDS
+from recranker.ranking.utilities import TASKS
 from tests.evaluation.made_up import made_up
 
 FACTS = {"source": "toy <data>", "has_time": True, "likes_mean": "a rating of at least 4", "counts": {"users": 1234}}
@@ -92,7 +94,24 @@ def test_a_run_without_a_model_has_no_section_on_one() -> None:
     made = report(alone, "conventional", bias={}, weights={})
     assert "Position bias" not in made
     assert "Fusion" not in made
+    assert "Calibration" not in made
     assert featured(alone.comparison.values) == ["backbone", "conventional", "logistic", "trees"]
+
+
+def test_every_row_with_probabilities_has_its_calibration_on_the_page(found: Evaluation, default_page: str) -> None:
+    section = re.search(r'<section id="calibration".*?</section>', default_page, re.DOTALL)
+    assert section is not None
+    assert list(found.reliability) == [*TASKS, *HYBRIDS]
+    for row, one in found.reliability.items():
+        line = re.search(rf'<th scope="row">{row}</th>(.*?)</tr>', section[0])
+        assert line is not None
+        assert re.findall(r">([\d.]+)<", line[1]) == [
+            *(f"{value:.4f}" for value in (one.ece, one.brier, one.uninformed)),
+            str(found.comparison.num_hits),
+        ]
+    drawn = [name for name in ("pointwise", "pairwise", "listwise", "hybrid") if f">{name}</text>" in section[0]]
+    assert drawn == ["pointwise", "pairwise", "listwise", "hybrid"]
+    assert ">hybrid conventional</text>" not in section[0]  # neither a task nor served
 
 
 def test_the_page_is_the_same_each_time(found: Evaluation, default_page: str) -> None:

@@ -48,8 +48,8 @@ def config(tmp_path: Path) -> str:
     )
     list_of = {"list_id": "test/u1/b", "user_id": "u1", "split": "test"}
     ranking = {**list_of, "row": "hybrid", "item_ids": ["b", "a", "c"], "scores": [3.0, 2.0, 1.0]}
-    pair = {"task": "pairwise", "item_ids": ["a", "b"], "log_probabilities": [-0.1, -2.4]}
-    answer = {**list_of, "model": "tuned", "answers": [pair], "prompt_tokens": 9}
+    pair = {"task": "pairwise", "item_ids": ["a", "b"], "log_probabilities": [-0.1, -2.4], "round": 0}
+    answer = {**list_of, "model": "tuned", "answers": [pair], "prompt_tokens": 9, "cut_lines": 0}
     store = Store(str(tmp_path / "home" / "runs" / "small"))
     items = pa.Table.from_pylist(
         [{"item_id": item, "title": item, "genres": ["g"]} for item in "abcx"], schema=ITEMS.schema

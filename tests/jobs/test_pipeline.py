@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from recranker.schema import RESULTS
+from recranker.ranking.calibration import Calibrations, apply
+from recranker.schema import ANSWERS, RANKINGS, RESULTS
+from recranker.store import Store
 from tests.jobs.small import ROOT, environment, hashes, job, write_config
 
 pytestmark = pytest.mark.ray
@@ -57,6 +60,32 @@ def test_the_json_holds_the_same_table(finished: tuple[Path, subprocess.Complete
     for row in rows:
         assert row["ndcg_at_3"] <= row["hr_at_3"] <= row["hr_at_5"] <= hit_rate + 1e-9
     assert by_name["backbone"]["difference_low"] == by_name["backbone"]["difference_high"] == 0.0
+
+
+def test_tuned_rows_come_with_probabilities_and_what_they_were_calibrated_by(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    store = Store(str(finished[0] / "home/runs/small"))
+    known = Calibrations.model_validate_json(Path(store.folder("rank", "fusion/calibration.json")).read_text())
+    tuned = {"pointwise", "pairwise", "listwise", "hybrid_paper", "hybrid", "hybrid_conventional"}
+    assert set(known.rows) == tuned
+    for row in store.read("rank", RANKINGS).to_pylist():
+        assert (row["probabilities"] is not None) == (row["row"] in tuned)
+        if row["row"] in tuned:
+            expected = apply(known.rows[row["row"]], np.array(row["scores"]))
+            np.testing.assert_allclose(row["probabilities"], expected, atol=1e-6)
+    facts = store.require("rank").facts
+    assert set(facts["calibration"]) == {f"ece_{row}_{when}" for row in tuned for when in ("before", "after")}
+    answers = store.read("rank", ANSWERS)
+    assert facts["lists"] == len(set(answers["list_id"].to_pylist()))
+    assert facts["cut_history_lines"] == 0
+
+
+def test_answers_kept_while_ranking_are_dropped_when_they_are_published(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    assert list((finished[0] / "home/cache/training").iterdir()) == []
+    assert "lists/s" in finished[1].stderr
 
 
 def test_a_second_run_skips_everything(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

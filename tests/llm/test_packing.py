@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -5,11 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from recranker.errors import ModelError
-from recranker.llm.attention import BLOCK_TOKENS, blocks_of
+from recranker.llm.attention import BLOCK_TOKENS, PrefixState, blocks_of
 from recranker.llm.encoding import Branch, Tree
 from recranker.llm.model import LanguageModel, add_adapter
-from recranker.llm.packing import check_packing, label_logits, pack
+from recranker.llm.packing import (
+    PackingError,
+    Part,
+    answer_logits,
+    check_packing,
+    label_logits,
+    pack,
+    pack_parts,
+    passes,
+)
 from recranker.llm.settings import LoraSettings
 
 
@@ -53,19 +62,106 @@ def test_a_small_tree_by_hand() -> None:
     assert packed.tasks == ["pointwise", "pairwise"]
 
 
+def through_transformers(lm: LanguageModel, trees: list[Tree]) -> list[torch.Tensor]:
+    """As a model goes that our own decoder does not know."""
+    return label_logits(lm.model, pack(trees))
+
+
+def through_decoder(lm: LanguageModel, trees: list[Tree]) -> list[torch.Tensor]:
+    return answer_logits(lm, pack(trees))
+
+
+Way = Callable[[LanguageModel, list[Tree]], list[torch.Tensor]]
+WAYS = pytest.mark.parametrize("way", [through_transformers, through_decoder])
+
+
+@WAYS
 @pytest.mark.parametrize("seed", range(5))
-def test_packed_rows_give_the_logits_of_questions_asked_alone(shared_lm: LanguageModel, seed: int) -> None:
+def test_packed_rows_give_the_logits_of_questions_asked_alone(shared_lm: LanguageModel, way: Way, seed: int) -> None:
     trees = random_trees(seed)
     with torch.inference_mode():
-        packed, alone = label_logits(shared_lm.model, pack(trees)), one_by_one(shared_lm, trees)
+        packed, alone = way(shared_lm, trees), one_by_one(shared_lm, trees)
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
+
+
+def test_a_thousand_random_trees_in_passes_give_the_logits_of_questions_asked_alone(shared_lm: LanguageModel) -> None:
+    random = np.random.default_rng(11)
+    trees = [
+        random_tree(random, int(random.integers(0, 40)), random.integers(1, 12, random.integers(1, 5)).tolist())
+        for _ in range(1000)
+    ]
+    places = [(index, number) for index, tree in enumerate(trees) for number in range(len(tree.branches))]
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    with torch.inference_mode():
+        wanted = dict(zip(places, one_by_one(shared_lm, trees), strict=True))
+        for parts in passes(trees, 40, {}, can_keep=True):  # most trees are spread over several passes
+            packed = pack_parts(parts)
+            asked = zip(packed.trees, packed.numbers, strict=True)
+            found |= dict(zip(asked, answer_logits(shared_lm, packed), strict=True))
+    assert found.keys() == wanted.keys()
+    assert max(float((found[place] - wanted[place]).abs().max()) for place in places) < 1e-3
+
+
+def test_parts_without_a_mask_and_blocks_under_one_agree(shared_lm: LanguageModel) -> None:
+    trees = random_trees(4)
+    with torch.no_grad():
+        by_parts = through_transformers(shared_lm, trees)
+    by_blocks = through_transformers(shared_lm, trees)  # gradients are wanted here
+    torch.testing.assert_close(by_parts, [one.detach() for one in by_blocks], atol=1e-4, rtol=0)
+
+
+def test_without_gradients_a_row_on_a_cpu_brings_no_mask() -> None:
+    trees = random_trees(4)
+    with torch.no_grad():
+        assert pack(trees).mask.numel() == 1
+    assert pack(trees).mask.shape[-1] == sum(tree.num_tokens for tree in trees)
+
+
+def test_a_kept_prefix_answers_later_questions(shared_lm: LanguageModel) -> None:
+    tree, state = random_trees(0)[0], PrefixState()
+    with torch.inference_mode():
+        together = through_decoder(shared_lm, [tree])
+        first = pack_parts([Part(tree, 0, 0, 1, True, state)])
+        later = pack_parts([Part(tree, 0, 1, 3, False, state)])
+        apart = [*answer_logits(shared_lm, first), *answer_logits(shared_lm, later)]
+    assert [first.num_tokens, later.num_tokens] == [17 + 3, 1 + 9]
+    torch.testing.assert_close(apart, together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [16, 40, 200, 1000])
+@pytest.mark.parametrize("can_keep", [False, True])
+def test_passes_keep_to_the_budget_and_lose_no_branch(budget: int, can_keep: bool) -> None:
+    trees = random_trees(2)
+    plan = list(passes(trees, budget, {}, can_keep=can_keep))
+    parts = [part for one in plan for part in one]
+    asked = sorted((part.index, number) for part in parts for number in range(part.first, part.last))
+    assert asked == [(index, number) for index, tree in enumerate(trees) for number in range(len(tree.branches))]
+    for one in plan:
+        single = len(one) == 1 and one[0].last - one[0].first == 1
+        assert single or sum(part.num_tokens for part in one) <= budget
+    with_prefix = [part.index for part in parts if part.with_prefix]
+    assert set(with_prefix) == {0, 1, 2, 3}
+    assert not can_keep or len(with_prefix) == 4  # every prefix once, however small the budget
+
+
+def test_only_the_heads_rows_of_the_labels_are_computed(lm: LanguageModel) -> None:
+    trees = random_trees(1)
+    used = {label for tree in trees for branch in tree.branches for label in branch.label_ids}
+    size = lm.model.config.vocab_size
+    with torch.inference_mode():
+        before = through_decoder(lm, trees)
+        head = torch.nn.Linear(32, size, bias=False)
+        head.weight.copy_(lm.model.lm_head.weight)
+        head.weight[[row for row in range(size) if row not in used]] = float("nan")
+        lm.model.set_output_embeddings(head)
+        torch.testing.assert_close(through_decoder(lm, trees), before)
 
 
 def test_blocks_change_nothing_but_time(shared_lm: LanguageModel) -> None:
     packed = pack(random_trees(7))
     with torch.inference_mode():
         by_blocks = label_logits(shared_lm.model, packed)
-        dense = label_logits(lambda **inputs: shared_lm.model(**{**inputs, "blocks": None}), packed)
+        dense = label_logits(lambda **inputs: shared_lm.model(**{**inputs, "layout": None}), packed)
     torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=0)
 
 
@@ -73,7 +169,7 @@ def test_blocks_cover_the_row_in_order_and_hold_every_visible_pair() -> None:
     packed = pack(random_trees(3))
     covered = torch.zeros_like(packed.mask[0, 0])
     queries: list[int] = []
-    for prefix_start, prefix_end, start, end in packed.blocks:
+    for prefix_start, prefix_end, start, end in packed.layout.blocks:
         queries += range(start, end)
         covered[start:end, prefix_start:prefix_end] = True
         covered[start:end, start:end] = True
@@ -93,13 +189,13 @@ def test_blocks_end_between_branches_and_stay_small() -> None:
     assert BLOCK_TOKENS == 128
 
 
-def test_another_text_in_one_question_leaves_all_others_as_they_were(shared_lm: LanguageModel) -> None:
+@WAYS
+def test_another_text_in_one_question_leaves_all_others_as_they_were(shared_lm: LanguageModel, way: Way) -> None:
     trees = random_trees(1)
     changed = replace(trees[0], branches=list(trees[0].branches))
     changed.branches[1] = replace(changed.branches[1], token_ids=[7])
     with torch.inference_mode():
-        before = label_logits(shared_lm.model, pack(trees))
-        after = label_logits(shared_lm.model, pack([changed, *trees[1:]]))
+        before, after = way(shared_lm, trees), way(shared_lm, [changed, *trees[1:]])
     same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(before, after, strict=True)]
     assert same == [index != 1 for index in range(len(before))]
 
@@ -143,24 +239,27 @@ class Wrapped:
     def eval(self) -> None:
         pass
 
+    def get_output_embeddings(self) -> Any:
+        return self.lm.model.get_output_embeddings()
+
     def __call__(self, **inputs: Any) -> Any:
         return self.lm.model(**{**inputs, **self.planted})
 
 
 def test_a_model_that_ignores_the_mask_is_found_out(shared_lm: LanguageModel) -> None:
-    deaf = replace(shared_lm, model=Wrapped(shared_lm, attention_mask=None))
-    with pytest.raises(ModelError, match=r"ignores the mask .* WAY OUT"):
+    deaf = replace(shared_lm, model=Wrapped(shared_lm, attention_mask=None, layout=None))
+    with pytest.raises(PackingError, match=r"ignores the mask .* WAY OUT"):
         check_packing(deaf, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
 def test_a_model_that_ignores_positions_is_found_out(shared_lm: LanguageModel) -> None:
     deaf = replace(shared_lm, model=Wrapped(shared_lm, position_ids=None))
-    with pytest.raises(ModelError, match="ignores the mask"):
+    with pytest.raises(PackingError, match="ignores the mask"):
         check_packing(deaf, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
 def test_a_sliding_window_shorter_than_a_prompt_is_refused(lm: LanguageModel) -> None:
     lm.model.config.sliding_window = 512
     check_packing(lm, max_prompt_tokens=512, way_out="WAY OUT")
-    with pytest.raises(ModelError, match="sees 512 tokens back"):
+    with pytest.raises(PackingError, match="sees 512 tokens back"):
         check_packing(lm, max_prompt_tokens=2048, way_out="WAY OUT")

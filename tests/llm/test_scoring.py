@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,10 @@ from recranker.errors import ModelError
 from recranker.llm.model import LanguageModel, add_adapter
 from recranker.llm.scoring import TreeScorer, make_scorer
 from recranker.llm.settings import LLMSettings, LoraSettings
-from recranker.tasks.protocol import Prompt, Question
+from recranker.tasks.prefix import build_prefix
+from recranker.tasks.protocol import Candidate, Prompt, Question, RatingScale
+from recranker.tasks.questions import ranking_questions
+from recranker.tasks.settings import InstructSettings
 
 WORDS = ["Alien", "Heat", "Brazil", "Ran", "Rope", "Fargo", "(1979)", "the", "of", "<|im_end|>", "\n", "7"]
 LABELS: list[tuple[str, ...]] = [("Yes", "No"), ("A", "B", "C", "D"), ("1", "2", "3", "4", "5")]
@@ -112,3 +116,61 @@ def test_a_tuned_model_is_scored_without_dropout(lm: LanguageModel) -> None:
     lm.model.train()
     prompts = random_prompts(3)
     np.testing.assert_array_equal(flat(scorer(lm, "packed").score(prompts)), flat(scorer(lm, "packed").score(prompts)))
+
+
+def test_a_later_call_reads_a_kept_prefix(shared_lm: LanguageModel) -> None:
+    first = Prompt("p", "Liked: Alien", (Question("pointwise", "Ran?", ("Yes", "No"), ("1",)),))
+    second = Prompt("p", "Liked: Alien", (Question("pointwise", "Heat?", ("Yes", "No"), ("2",)),))
+    ranker = scorer(shared_lm, "packed")
+    alone = ranker.score_with_cost([second])[0]
+    with ranker.keeping_prefixes():
+        ranker.score_with_cost([first])
+        kept = ranker.score_with_cost([second])[0]
+    forgotten = ranker.score_with_cost([second])[0]
+    np.testing.assert_allclose(kept.log_probabilities[0], alone.log_probabilities[0], atol=1e-5)
+    prefix = len(shared_lm.frame.head_ids) + len(shared_lm.tokenizer("Liked: Alien")["input_ids"])
+    assert (kept.tokens, forgotten.tokens) == (alone.tokens - prefix, alone.tokens)
+
+
+def test_kept_prefixes_stay_within_the_token_budget(shared_lm: LanguageModel) -> None:
+    prompts = [Prompt(f"p{n}", f"Liked: {n} " * 8, random_prompts(1)[3].questions) for n in range(9)]
+    ranker = scorer(shared_lm, "packed", 200)
+    wanted = ranker.score(prompts)
+    with ranker.keeping_prefixes():
+        assert ranker._kept is not None
+        for _ in range(2):
+            np.testing.assert_allclose(flat(ranker.score(prompts)), flat(wanted), atol=1e-5)
+            assert sum(map(len, ranker._kept)) <= 200
+
+
+def test_a_model_that_cannot_be_packed_is_scored_through_a_cache_and_says_so_once(
+    lm: LanguageModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = random_prompts(2)
+    wanted = scorer(lm, "plain").score(prompts)
+    lm.model.config.sliding_window = 1024  # shorter than a prompt may be, though not than these
+    ranker = scorer(lm, "packed")
+    assert ranker.backend == "kv"
+    np.testing.assert_allclose(flat(ranker.score(prompts)), flat(wanted), atol=1e-4)
+    assert [record.message.count("key-value cache") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), [("plain", 0.0), ("packed", 1e-5)])
+def test_what_one_item_is_called_changes_no_other_items_answer(
+    shared_lm: LanguageModel, backend: Backend, tolerance: float
+) -> None:
+    """Isolation: an item's title stands in its own question only, and no question sees another."""
+    random = np.random.default_rng(3)
+    candidates = [Candidate(str(number), f"Film {number}", number + 1) for number in range(4)]
+    ranker = scorer(shared_lm, backend)
+
+    def ask(title: str) -> list[np.ndarray]:
+        renamed = [replace(candidates[0], title=title), *candidates[1:]]
+        asked = ranking_questions(renamed, InstructSettings(), RatingScale(1, 5), 0, tasks=["pointwise"])
+        return ranker.score([Prompt("p", build_prefix(["Alien"], []), asked)])[0]
+
+    before = ask("Film 0")
+    for _ in range(8):
+        after = ask(" ".join(random.choice(WORDS, size=random.integers(1, 40))))
+        assert np.abs(after[0] - before[0]).max() > 1e-4
+        assert np.abs(np.array(after[1:]) - np.array(before[1:])).max() <= tolerance

@@ -98,6 +98,15 @@ def test_weights_must_beat_the_best_signal_that_is_there_anyway() -> None:
     assert learn_weights(same, targets, alone=("backbone", "conventional"))["backbone"] == 1.0  # of equals the first
 
 
+def test_a_signal_that_a_list_lacks_says_nothing_about_it() -> None:
+    lists, targets = planted(1.0)
+    lacking = [{"backbone": one["backbone"]} if n % 3 == 0 else one for n, one in enumerate(lists)]
+    filled = [{"listwise": np.zeros(10), **one} for one in lacking]
+    weights = learn_weights(lacking, targets)
+    assert weights == pytest.approx(learn_weights(filled, targets))
+    assert weights["listwise"] > 0.8
+
+
 def test_the_gradient_leads_to_the_minimum_of_the_loss() -> None:
     lists, targets = planted(0.7)
     weights = learn_weights(lists, targets, l2=0.0)

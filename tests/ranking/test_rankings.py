@@ -1,12 +1,15 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from recranker.errors import DataError
 from recranker.ranking.rankings import choose_lists, rank_all, weights_from_validation
 from recranker.schema import ANSWERS
-from recranker.tasks.protocol import RatingScale
-from recranker.tasks.questions import ranking_questions
-from recranker.tasks.settings import InstructSettings
+from recranker.tasks.protocol import Candidate, RatingScale
+from recranker.tasks.questions import ALL_TASKS, ranking_questions
+from recranker.tasks.settings import InstructSettings, TaskName
 from tests.tables import candidate_list, candidates
 
 ITEMS = ["a", "b", "c", "d"]
@@ -14,13 +17,11 @@ SCALE = RatingScale(1, 5)
 WEIGHTS = {"hybrid": {"listwise": 1.0}, "hybrid_conventional": {"listwise": 0.9, "conventional": 0.1}}
 
 
-def answered(one: dict, model: str, favourite: str) -> dict:
+def answered(one: dict, model: str, favourite: str, tasks: Sequence[TaskName] = ALL_TASKS) -> dict:
     """ANSWERS row of a model that is sure of ``favourite`` whatever it is asked."""
-    from recranker.tasks.protocol import Candidate
-
     shown = [Candidate(item, item, place + 1) for place, item in enumerate(one["candidate_ids"])]
     answers = []
-    for question in ranking_questions(shown, InstructSettings(), SCALE, 0, one["list_id"]):
+    for question in ranking_questions(shown, InstructSettings(), SCALE, 0, one["list_id"], tasks=tasks):
         count = len(question.labels)
         logits = np.zeros(count)
         if question.task == "listwise":
@@ -28,9 +29,10 @@ def answered(one: dict, model: str, favourite: str) -> dict:
         elif favourite in question.item_ids:
             logits[1 if question.item_ids[0] == favourite else 0] = 3.0
         found = (logits - np.logaddexp.reduce(logits)).tolist()
-        answers.append({"task": question.task, "item_ids": list(question.item_ids), "log_probabilities": found})
+        asked = {"task": question.task, "item_ids": list(question.item_ids), "round": question.round}
+        answers.append({**asked, "log_probabilities": found})
     shared = {name: one[name] for name in ("list_id", "user_id", "split")}
-    return {**shared, "model": model, "answers": answers, "prompt_tokens": 1}
+    return {**shared, "model": model, "answers": answers, "prompt_tokens": 1, "cut_lines": 0}
 
 
 def answers(*rows: dict) -> pa.Table:
@@ -103,3 +105,42 @@ def test_lists_that_cannot_change_the_result_are_not_ranked() -> None:
     assert sum(one.startswith("validation") for one in chosen) == 3
     everything = choose_lists(candidates(*rows), only_hits=False, max_validation=99, seed=0)
     assert len(everything) == 2 + 5
+
+
+def test_lists_of_one_candidate_or_without_a_task_or_their_target_do_not_stop_the_learning() -> None:
+    lists = [candidate_list(f"u{n}", "validation", "c", ITEMS) for n in range(30)]
+    alone = candidate_list("v", "validation", "c", ["c"])
+    partly = candidate_list("w", "validation", "c", ITEMS)
+    missed = candidate_list("x", "validation", "z", ITEMS)
+    known = [answered(one, "tuned", "c") for one in lists]
+    odd = [
+        answered(partly, "tuned", "c", ["pointwise"]),  # first, so that it is not what names the signals
+        answered(alone, "tuned", "c"),
+        answered(missed, "tuned", "a"),
+    ]
+    weights, count = weights_from_validation(answers(*odd, *known), candidates(*lists, alone, partly, missed))
+    assert count == 32
+    assert set(weights["hybrid"]) == {"pointwise", "pairwise", "listwise", "backbone"}
+    assert weights["hybrid"]["listwise"] > 0.2
+    ranked = rank_all(answers(*odd), candidates(alone, partly, missed), SCALE, weights)
+    rows = ranked.filter(pa.compute.equal(ranked["list_id"], partly["list_id"]))["row"].to_pylist()
+    assert rows == ["pointwise", "hybrid_paper", "hybrid", "hybrid_conventional"]
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_a_score_that_is_no_number_is_refused_with_list_user_and_task(task: TaskName) -> None:
+    one = candidate_list("u", "validation", "d", ITEMS)
+    row = answered(one, "tuned", "d")
+    broken = next(found for found in row["answers"] if found["task"] == task)
+    broken["log_probabilities"][0] = float("nan")
+    says = f"list 'validation/u/d' of user 'u', model 'tuned': scores of '{task}' must be finite"
+    with pytest.raises(DataError, match=says):
+        rank_all(answers(row), candidates(one), SCALE, WEIGHTS)
+    with pytest.raises(DataError, match=says):
+        weights_from_validation(answers(row), candidates(one))
+
+
+def test_a_retrievers_score_that_is_no_number_is_refused_too() -> None:
+    one = candidate_list("u", "test", "d", ITEMS, backbone_scores=[1.0, float("nan"), 0.5, 0.2])
+    with pytest.raises(DataError, match=r"list 'test/u/d' of user 'u', .* scores of 'backbone' must be finite"):
+        rank_all(answers(answered(one, "tuned", "d")), candidates(one), SCALE, WEIGHTS)

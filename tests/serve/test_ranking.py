@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from recranker.randomness import generator
 from recranker.tasks.instructions import PromptBuilder, to_prompts
@@ -101,6 +102,31 @@ def test_every_answer_is_a_permutation_of_the_candidates(preset: Any) -> None:
     assert scores == sorted(scores, reverse=True)
     assert response.degraded == ()
     assert response.order == "fused"
+
+
+@pytest.mark.parametrize("preset", ["recranker", "paper"])
+def test_lists_longer_than_the_alphabet_are_ranked_where_the_limit_allows_it(preset: Any) -> None:
+    run = served(preset=preset, instruct=JOB.instruct.model_copy(update={"pair_schedule": "budgeted"}))
+    asked = ask(request(200), run, ServeSettings(run="toy", max_candidates=200))
+    response = respond(asked, all_answers(asked), request(200), run)
+    assert sorted(one.id for one in response.ranking) == sorted(f"i{n}" for n in range(200))
+    with pytest.raises(ValidationError, match="less than or equal to 200"):
+        ServeSettings(run="toy", max_candidates=201)
+
+
+def test_all_pairs_of_a_long_list_are_refused_where_pairs_are_asked() -> None:
+    run = served(instruct=JOB.instruct.model_copy(update={"pair_schedule": "all"}))
+    limits = ServeSettings(run="toy", max_candidates=200)
+    assert ask(request(26), run, limits)
+    assert ask(request(27, tasks=["pointwise", "listwise"]), run, limits)
+    with pytest.raises(RefusedError, match="at most 26 candidates where all pairs are asked, got 27"):
+        ask(request(27), run, limits)
+
+
+def test_answers_keep_the_round_of_their_question() -> None:
+    run = served(instruct=JOB.instruct.model_copy(update={"list_permutations": 4}))
+    asked = ask(request(tasks=["listwise"]), run, LIMITS)
+    assert [one.round for one in fake_answers(asked.prompts["listwise"])] == [0, 0, 1, 2]
 
 
 def test_a_missing_task_is_named_and_its_weight_shared_out() -> None:

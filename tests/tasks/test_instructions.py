@@ -70,6 +70,27 @@ def test_prompts_come_back_from_their_table() -> None:
     assert plain == rows["questions"][0].as_py()
 
 
+def test_rounds_come_back_from_their_table() -> None:
+    builder = PromptBuilder(TITLES, InstructSettings(list_permutations=4), RatingScale(1, 5), 0)
+    prompt = to_prompts(builder.prompts(HISTORY, candidates(TEST), draws()))[0]
+    assert [one.round for one in prompt.questions if one.task == "listwise"] == [0, 0, 1, 2]
+
+
+def test_lists_of_one_candidate_are_asked_about_and_those_of_none_are_put_aside() -> None:
+    one = candidate_list("u", "test", "i8", ["i8"], before=8)
+    none = candidate_list("u", "validation", "i7", [], before=7)
+    rows = built(one, none)
+    assert rows["reason"].to_pylist() == ["the list has no candidates", None]
+    assert [question["task"] for question in rows["questions"][1].as_py()] == ["pointwise"]
+
+
+def test_a_training_list_that_leaves_nothing_to_ask_is_put_aside() -> None:
+    settings = InstructSettings(pointwise_answer="rating")
+    alone = candidate_list("u", "train", "i6", ["i6"], before=6, target_rating=None)
+    rows = PromptBuilder(TITLES, settings, RatingScale(1, 5), 0).prompts(HISTORY, candidates(alone), draws("u"))
+    assert rows["reason"].to_pylist() == ["one candidate without a rating leaves nothing to ask"]
+
+
 def test_a_user_without_history_still_gets_a_prefix() -> None:
     assert build_prefix([], []).endswith("Liked: nothing known yet")
 

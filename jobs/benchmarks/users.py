@@ -1,0 +1,71 @@
+"""Real users with long histories, their candidates from EASE, and the prompts that rank these."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.benchmarks.settings import RankingBenchmark
+from recranker.backbones.candidates import FoldFits, Scale, describe, held_out_targets, make_offers
+from recranker.backbones.events import index_interactions
+from recranker.backbones.fits import fit_closed_form
+from recranker.backbones.folds import Fold, data_of
+from recranker.backbones.rating_predictor import constant_ratings
+from recranker.backbones.settings import EASESettings
+from recranker.data.prepare import prepare
+from recranker.errors import DataError
+from recranker.randomness import key_of
+from recranker.schema import DRAWS
+from recranker.tasks.instructions import PromptBuilder, to_prompts
+from recranker.tasks.protocol import Prompt, RatingScale
+from recranker.tasks.settings import InstructSettings
+
+
+class Users:
+    """Test users of one data set whose histories are full."""
+
+    def __init__(self, settings: RankingBenchmark, cache: Path) -> None:
+        self.settings = settings
+        self.interactions, items, facts = prepare(settings.data, settings.seed, cache)
+        self.titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+        self.scale = Scale(facts["rating_min"], facts["rating_max"], facts["like_at_least"])
+        likes = self.interactions.filter(pc.equal(self.interactions["feedback"], "like"))
+        counts = likes.group_by("user_id").aggregate([([], "count_all")])
+        long = counts.filter(pc.greater(counts["count_all"], settings.instruct.max_liked))["user_id"].to_pylist()
+        tests = self.interactions.filter(pc.equal(self.interactions["split"], "test"))["user_id"].to_pylist()
+        found = sorted(set(long) & set(tests), key=lambda user_id: (key_of(settings.seed, "users", user_id), user_id))
+        if len(found) < settings.users:
+            raise DataError(
+                f"users={settings.users}, but only {len(found)} test users of these data have more than "
+                f"instruct.max_liked={settings.instruct.max_liked} likes; ask for fewer of either"
+            )
+        self.user_ids = found[: settings.users]
+
+    def prompts(self, num_candidates: int, asked: InstructSettings) -> list[Prompt]:
+        """One per user, in the order of ``user_ids``."""
+        lists = self._lists(num_candidates)
+        rating_scale = RatingScale(self.scale.lowest, self.scale.highest)
+        builder = PromptBuilder(self.titles, asked, rating_scale, self.settings.seed)
+        return [self._prompt(builder, lists, user_id) for user_id in self.user_ids]
+
+    def titles_of(self, item_ids: Sequence[str]) -> list[str]:
+        """Their titles."""
+        return [self.titles[item_id] for item_id in item_ids]
+
+    def _prompt(self, builder: PromptBuilder, lists: pa.Table, user_id: str) -> Prompt:
+        events, asked = (one.filter(pc.equal(one["user_id"], user_id)) for one in (self.interactions, lists))
+        return to_prompts(builder.prompts(events, asked, DRAWS.schema.empty_table()))[0]
+
+    def _lists(self, num_candidates: int) -> pa.Table:
+        """Test lists of EASE, whose order is quoted as the hint."""
+        interactions = index_interactions(self.interactions)
+        full = Fold("full", interactions.rows("train"), interactions.rows("train")[:0])
+        data = data_of(interactions, full)
+        ratings = constant_ratings(data.num_users, data.num_items, self.scale.like)
+        fits = FoldFits(full, data, fit_closed_form(data, EASESettings(), self.settings.seed), ratings, {})
+        targets = held_out_targets(interactions, "test", validation_in_history=True)
+        offers = make_offers(interactions, targets, fits, num_candidates=num_candidates)
+        lists = describe(interactions, targets, fits, offers, self.scale).table
+        lists = lists.filter(pc.is_in(lists["user_id"], value_set=pa.array(self.user_ids)))
+        return lists.append_column("reranker_scores", lists["backbone_scores"])

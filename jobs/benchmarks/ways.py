@@ -1,0 +1,203 @@
+"""The ways to the answers, each measured in a process of its own, so that peaks of memory are its own too.
+
+Clocks count all of a user's way: text to tokens, forward passes, log-probabilities. The model is loaded and one user is
+answered before they start.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recranker.llm.encoding import Branch, Tree, encode_all
+from recranker.llm.model import LanguageModel, load_model
+from recranker.llm.packing import answer_logits, pack_parts, passes
+from recranker.llm.scoring import make_scorer
+from recranker.llm.settings import LLMSettings
+from recranker.tasks.protocol import Prompt
+
+GEMM_SIZE = 2048
+"""Rows and columns of the square matrices whose product tells how fast the machine is."""
+GENERATED = 2
+"""Tokens generated for a rating or a yes: the word and the end of the turn."""
+
+Answers = list[list[NDArray[np.float64]]]
+"""Per prompt and question: ``(labels,)`` log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way over some users."""
+
+    cpu_s: list[float]
+    """Per user, all threads together."""
+    wall_s: list[float]
+    """Per user."""
+    tokens: int
+    """Computed, all users."""
+    needed: int
+    """That any way must compute, prefixes once and every question, all users."""
+    gemm_rates: list[float]
+    """Multiply-adds per CPU second of a large float32 product, between users."""
+    linear_madds: float
+    """Multiply-adds of all linear layers for the tokens needed."""
+    attention_madds: float
+    """Multiply-adds between all pairs of tokens that see each other."""
+    peak_rss_gb: float
+    """Of the process."""
+    answers: Answers | None
+    """None where the way yields text."""
+
+
+def measure_engine(model: str, settings: LLMSettings, prompts: Sequence[Prompt]) -> Measured:
+    """``settings.backend``, user by user."""
+    lm = load_model(Path(model), settings)
+    scorer = make_scorer(lm, settings)
+    answers: Answers = []
+    tokens: list[int] = []
+
+    def answer(index: int) -> None:
+        scored = scorer.score_with_cost([prompts[index]])[0]
+        answers.append(scored.log_probabilities)
+        tokens.append(scored.tokens)
+
+    return _measured(lm, settings, prompts, answer, tokens, answers)
+
+
+def measure_generation(
+    model: str, settings: LLMSettings, prompts: Sequence[Prompt], list_texts: Sequence[str]
+) -> Measured:
+    """One ``generate`` per question, greedy, as many tokens as a right answer has.
+
+    Args:
+        model: Folder.
+        settings: Of the model.
+        prompts: One per user.
+        list_texts: Per user, what a listwise answer spells out: all titles, a line each.
+    """
+    lm = load_model(Path(model), settings)
+    tokens: list[int] = []
+
+    def answer(index: int) -> None:
+        tree = encode_all([prompts[index]], lm, settings.max_prompt_tokens)[0]
+        length = len(lm.tokenizer(list_texts[index], add_special_tokens=False)["input_ids"])
+        computed = 0
+        for branch in tree.branches:
+            ids = torch.tensor([tree.prefix_ids + branch.token_ids])
+            wanted = length if branch.task == "listwise" else GENERATED
+            _generate(lm, ids, wanted)
+            computed += ids.shape[1] + wanted
+        tokens.append(computed)
+
+    return _measured(lm, settings, prompts, answer, tokens, None)
+
+
+def _generate(lm: LanguageModel, ids: torch.Tensor, count: int) -> None:
+    lm.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=count,
+        max_new_tokens=count,
+        pad_token_id=lm.tokenizer.eos_token_id,
+    )
+
+
+def measure_trees(model: str, settings: LLMSettings, count: int, seed: int) -> float:
+    """Greatest difference of log-probabilities between packed and single questions, over random trees, nats."""
+    lm = load_model(Path(model), settings)
+    random = np.random.default_rng(seed)
+    trees = [_random_tree(random, len(lm.tokenizer)) for _ in range(count)]
+    worst = 0.0
+    with torch.inference_mode():
+        for parts in passes(trees, settings.token_budget, {}, can_keep=True):
+            packed = pack_parts(parts)
+            for index, number, found in zip(packed.trees, packed.numbers, answer_logits(lm, packed), strict=True):
+                tree = trees[index]
+                ids = torch.tensor([tree.prefix_ids + tree.branches[number].token_ids])
+                alone = lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+                wanted = alone[tree.branches[number].label_ids].float()
+                difference = torch.log_softmax(found, -1) - torch.log_softmax(wanted, -1)
+                worst = max(worst, float(difference.abs().max()))
+    return worst
+
+
+def _random_tree(random: np.random.Generator, vocabulary: int) -> Tree:
+    """A prefix of 0 to 40 tokens, 1 to 4 branches of 1 to 12, 2 to 5 labels."""
+
+    def ids(most: int, least: int = 1) -> list[int]:
+        found: list[int] = random.integers(3, vocabulary, random.integers(least, most + 1)).tolist()
+        return found
+
+    branches = [Branch(ids(12), sorted(set(ids(5, 2))), None, "pointwise") for _ in range(random.integers(1, 5))]
+    return Tree("random", ids(40, 0), branches)
+
+
+def gemm_rate() -> float:
+    """Multiply-adds per CPU second of a large float32 product, as this process runs it."""
+    left, right = torch.rand(GEMM_SIZE, GEMM_SIZE), torch.rand(GEMM_SIZE, GEMM_SIZE)
+    left @ right
+    started = time.process_time()
+    left @ right
+    return float(GEMM_SIZE**3 / (time.process_time() - started))
+
+
+def _measured(
+    lm: LanguageModel,
+    settings: LLMSettings,
+    prompts: Sequence[Prompt],
+    answer: Callable[[int], None],
+    tokens: list[int],
+    answers: Answers | None,
+) -> Measured:
+    answer(0)
+    for list_ in (tokens, answers):
+        if list_ is not None:
+            list_.clear()
+    rates, cpu_s, wall_s = [gemm_rate()], [], []
+    for index in range(len(prompts)):
+        cpu, wall = time.process_time(), time.perf_counter()
+        answer(index)
+        cpu_s.append(time.process_time() - cpu)
+        wall_s.append(time.perf_counter() - wall)
+        rates.append(gemm_rate())
+    trees = encode_all(prompts, lm, settings.max_prompt_tokens)
+    needed = sum(tree.num_tokens for tree in trees)
+    return Measured(
+        cpu_s,
+        wall_s,
+        sum(tokens),
+        needed,
+        rates,
+        float(needed * _linear_weights(lm)),
+        float(sum(map(_visible_pairs, trees)) * 2 * _attention_width(lm)),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        answers,
+    )
+
+
+def _linear_weights(lm: LanguageModel) -> int:
+    """Of all layers; embedding and output head left out."""
+    return sum(
+        module.weight.numel() for module in lm.model.model.layers.modules() if isinstance(module, torch.nn.Linear)
+    )
+
+
+def _attention_width(lm: LanguageModel) -> int:
+    """Numbers of a query over all heads and layers."""
+    config = lm.model.config
+    return int(config.num_hidden_layers * config.num_attention_heads * config.head_dim)
+
+
+def _visible_pairs(tree: Tree) -> int:
+    prefix, branches = len(tree.prefix_ids), [len(branch.token_ids) for branch in tree.branches]
+    return _triangle(prefix) + sum(one * prefix + _triangle(one) for one in branches)
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
