@@ -43,12 +43,12 @@ def prepare_raw(raw: RawData, settings: DataSettings, seed: int) -> tuple[pa.Tab
     meaning = meaning_for(raw, settings)
     checked(raw, meaning.rating_min, meaning.rating_max)
     events, counts, rounds = kept_events(raw, settings)
-    items, untitled = cleaned_items(raw.items, settings.max_title_characters)
+    items, title_counts = cleaned_items(raw.items, settings.max_title_characters)
     thresholds = Thresholds(meaning.like_at_least, meaning.dislike_below)
     interactions, split_counts, decided = split_interactions(
         events, thresholds, seed, split=settings.split, order=raw.order
     )
-    counts |= {"items": items.num_rows, "items_without_title": untitled, **split_counts}
+    counts |= {"items": items.num_rows, **title_counts, **split_counts}
     counts["sparsity"] = 1 - events.num_rows / max(counts["users"] * counts["items_interacted_with"], 1)
     if raw.order == "time" and settings.split.kind == "leave-one-out":
         counts["split_test_in_file_order"] = tested_in_file_order(events, thresholds)

@@ -188,8 +188,8 @@ def attention_by_parts(
         scale: Of the products; None: one over the root of D.
     """
     out_THD = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
-    shared_THD = torch.zeros_like(out_THD)
-    sums_TH = torch.full(out_THD.shape[:2], float("-inf"))  # without a prefix, branches are all they see
+    shared_THD = torch.empty_like(out_THD)
+    sums_TH = query.new_empty(out_THD.shape[:2], dtype=torch.float32)
     for span in layout.spans:
         prefix, branches = slice(span.start, span.branches_start), slice(span.branches_start, span.end)
         keys, values = _prefix_of(span, layer, key[:, :, prefix], value[:, :, prefix])
@@ -198,6 +198,8 @@ def attention_by_parts(
         if span.branches and keys.shape[2]:
             seen, sums = _flash(query[:, :, branches], keys, values, causal=False, scale=scale)
             shared_THD[branches], sums_TH[branches] = seen[0], sums[0]
+        else:  # without a prefix, branches are all they see
+            shared_THD[branches], sums_TH[branches] = 0.0, float("-inf")
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     for one in layout.bins:
         own, own_sums = _flash(*(part[one.gather].transpose(1, 2) for part in rows), causal=True, scale=scale)

@@ -24,8 +24,8 @@ from recranker.llm.model import LanguageModel, base_of
 KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 """Architectures with these very layers; a model of another one goes through transformers' forward."""
 
-TILE_TOKENS = 512
-"""Tokens per product of the gated layers; 384 to 512 were the fastest of 64 to 2,048."""
+TILE_TOKENS = 384
+"""Tokens that go through all products between two attentions while what they hold is in the cache."""
 
 
 def decoder_of(lm: LanguageModel) -> "Decoder | None":
@@ -63,16 +63,55 @@ class Decoder:
             answers: ``(Q,)`` places in the row.
         """
         embedded: Tensor = self.body.embed_tokens(input_ids)[0]
-        cos, sin = self.body.rotary_emb(embedded, position_ids)  # (1, T, D) each
+        rotary = self.body.rotary_emb(embedded, position_ids)  # cosines and sines, each (1, T, D)
         stream_TE = embedded.float().clone()
-        for index, layer in enumerate(self.body.layers):
-            normed = _normed(stream_TE, layer.input_layernorm)
-            attended_TE = _attended(layer.self_attn, normed, cos, sin, layout, index)
-            if index == len(self.body.layers) - 1:
+        layers = list(self.body.layers)
+        projected = Projected.empty(embedded, layers[0].self_attn)
+        tiles = [slice(start, start + TILE_TOKENS) for start in range(0, len(stream_TE), TILE_TOKENS)]
+        for tile in tiles:
+            projected.write(stream_TE, layers[0], rotary, tile)
+        for index, layer in enumerate(layers):
+            attended_TE = projected.attended(layout, index, layer.self_attn.scaling)
+            if index == len(layers) - 1:
                 stream_TE, attended_TE = stream_TE[answers], attended_TE[answers]
-            _add_product(stream_TE, attended_TE, layer.self_attn.o_proj)
-            _add_gated(stream_TE, _normed(stream_TE, layer.post_attention_layernorm), layer.mlp)
+                _add_layer(stream_TE, attended_TE, layer)
+                break
+            for tile in tiles:  # as far as a token can go without the others
+                _add_layer(stream_TE[tile], attended_TE[tile], layer)
+                projected.write(stream_TE, layers[index + 1], rotary, tile)
         return _normed(stream_TE, self.body.norm)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Queries, keys and values of one layer after another, in the same memory."""
+
+    query: Tensor
+    """``(T, H, D)``."""
+    key: Tensor
+    """``(T, G, D)``."""
+    value: Tensor
+    """``(T, G, D)``."""
+
+    @classmethod
+    def empty(cls, embedded_TE: Tensor, attention: Any) -> "Projected":
+        """For a row as long as ``embedded_TE``, in its number format."""
+        widths = (one.out_features for one in (attention.q_proj, attention.k_proj, attention.v_proj))
+        tokens, size = len(embedded_TE), attention.head_dim
+        return cls(*(embedded_TE.new_empty(tokens, width // size, size) for width in widths))
+
+    def write(self, stream_TE: Tensor, layer: Any, rotary: tuple[Tensor, Tensor], tile: slice) -> None:
+        """What ``layer`` asks of and offers to the tokens in ``tile``."""
+        attention, normed_TE = layer.self_attn, _normed(stream_TE[tile], layer.input_layernorm)
+        cos, sin = (one[0, tile, None] for one in rotary)
+        for out, one in ((self.query, attention.q_proj), (self.key, attention.k_proj)):
+            _rotate(_product(normed_TE, one).view(out[tile].shape), cos, sin, out[tile])
+        self.value[tile] = _product(normed_TE, attention.v_proj).view(self.value[tile].shape)
+
+    def attended(self, layout: Layout, layer: int, scale: float) -> Tensor:
+        """``(T, E)`` of all tokens."""
+        query, key, value = (one.transpose(0, 1)[None] for one in (self.query, self.key, self.value))
+        return attention_by_parts(layer, query, key, value, layout, scale)[0].flatten(1)
 
 
 def _normed(stream_TE: Tensor, norm: Any) -> Tensor:
@@ -83,27 +122,21 @@ def _normed(stream_TE: Tensor, norm: Any) -> Tensor:
     return torch.mul(stream_TE, scales_T1, out=out).mul_(norm.weight)
 
 
-def _attended(attention: Any, normed_TE: Tensor, cos: Tensor, sin: Tensor, layout: Layout, layer: int) -> Tensor:
-    products = (_product(normed_TE, one) for one in (attention.q_proj, attention.k_proj, attention.v_proj))
-    query, key, value = (one.view(len(normed_TE), -1, attention.head_dim).transpose(0, 1)[None] for one in products)
-    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
-    return attention_by_parts(layer, query, key, value, layout, attention.scaling)[0].flatten(1)
-
-
-def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(heads_THD: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotary position embedding over halves of the width; Su et al. 2021, arXiv 2104.09864."""
-    half = heads.shape[-1] // 2
-    out = heads * cos
-    out[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(heads[..., :half], sin[..., half:])
-    return out
+    half = heads_THD.shape[-1] // 2
+    torch.mul(heads_THD, cos, out=out)
+    out[..., :half].addcmul_(heads_THD[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(heads_THD[..., :half], sin[..., half:])
 
 
-def _add_gated(stream_TE: Tensor, normed_TE: Tensor, gated: Any) -> None:
-    for start in range(0, len(stream_TE), TILE_TOKENS):
-        stream, normed = (one[start : start + TILE_TOKENS] for one in (stream_TE, normed_TE))
-        inner = silu(_product(normed, gated.gate_proj), inplace=True).mul_(_product(normed, gated.up_proj))
-        _add_product(stream, inner, gated.down_proj)
+def _add_layer(stream_TE: Tensor, attended_TE: Tensor, layer: Any) -> None:
+    """Add to the stream what ``layer`` makes of it once attention is done."""
+    gated = layer.mlp
+    _add_product(stream_TE, attended_TE, layer.self_attn.o_proj)
+    normed_TE = _normed(stream_TE, layer.post_attention_layernorm)
+    inner = silu(_product(normed_TE, gated.gate_proj), inplace=True).mul_(_product(normed_TE, gated.up_proj))
+    _add_product(stream_TE, inner, gated.down_proj)
 
 
 def _product(inputs: Tensor, layer: nn.Linear) -> Tensor:

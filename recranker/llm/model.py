@@ -1,8 +1,6 @@
 """A causal language model with its tokenizer, chat frame and, where tuned, its adapter."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,8 @@ class LanguageModel:
     frame: ChatFrame
     device: torch.device
     dtype: torch.dtype
+    merged: bool = False
+    """Whether an adapter has become part of the weights."""
 
 
 def resolve_model(name: str, cache: Path) -> Path:
@@ -157,8 +157,11 @@ def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> N
     """Put the adapter saved in ``path`` round ``lm.model``, in place of one that may be there.
 
     Raises:
-        ModelError: If files are missing, or tensors are missing, empty or of another shape.
+        ModelError: If files are missing, tensors are missing, empty or of another shape, or the adapter before it was
+            merged.
     """
+    if lm.merged:
+        raise ModelError(f"{path}: the weights hold another adapter already; load the base model again for this one")
     if not (path / ADAPTER_WEIGHTS).is_file() or not (path / "adapter_config.json").is_file():
         raise ModelError(f"{path}: no adapter here; needed adapter_config.json and {ADAPTER_WEIGHTS}")
     remove_adapter(lm)
@@ -180,12 +183,13 @@ def _check_complete(tuned: Any, path: Path) -> None:
 
 
 def merge_adapter(lm: LanguageModel) -> None:
-    """Add the adapter to the weights it adapts, which saves its own products; float32 only, elsewhere it stays beside.
+    """Add the adapter to the weights it adapts, for good, which saves products of its own in every layer.
 
-    bfloat16 weights would round most of the adapter away.
+    In float32 only: bfloat16 weights would round most of it away, so there it stays beside them.
     """
     if isinstance(lm.model, PeftModel) and lm.dtype == torch.float32:
         lm.model = lm.model.merge_and_unload(progressbar=False).eval()
+        lm.merged = True
 
 
 def base_of(lm: LanguageModel) -> Any:
@@ -197,16 +201,6 @@ def remove_adapter(lm: LanguageModel) -> None:
     """Take the adapter off, if there is one; the base weights are left as they were."""
     if isinstance(lm.model, PeftModel):
         lm.model = lm.model.unload()
-
-
-@contextmanager
-def adapter_disabled(lm: LanguageModel) -> Iterator[None]:
-    """Within this block ``lm`` answers as the untuned model."""
-    context: AbstractContextManager[Any] = (
-        lm.model.disable_adapter() if isinstance(lm.model, PeftModel) else nullcontext()
-    )
-    with context:
-        yield
 
 
 def _line(error: BaseException) -> str:

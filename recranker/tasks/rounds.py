@@ -19,7 +19,7 @@ class Asked:
     log_probabilities: tuple[NDArray[np.float64], ...]
     """Per question: ``(labels,)`` nats, normalised over the labels."""
     tokens: int
-    """Tokens computed; every round computes the prefix again."""
+    """Tokens computed over all rounds."""
     cut_lines: int
     """Lines of history dropped because the prompt was too long, in the round that lost most."""
 

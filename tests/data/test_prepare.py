@@ -43,11 +43,12 @@ def test_the_same_files_give_the_same_tables(tmp_path: Path) -> None:
     assert first[2] == second[2]
 
 
-def test_unknown_items_are_dropped_and_counted_and_missing_titles_named_by_id(tmp_path: Path) -> None:
+def test_unknown_items_are_dropped_missing_titles_named_by_id_long_ones_cut_and_all_counted(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     lines = (tmp_path / "items.csv").read_text().splitlines()
     lines = [line for line in lines if not line.startswith("i8,")]
     lines = ["i9,,Drama" if line.startswith("i9,") else line for line in lines]
+    lines = [f"i7,{'long ' * 50},Drama" if line.startswith("i7,") else line for line in lines]
     (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
     rated = sum(",i8," in line for line in (tmp_path / "interactions.csv").read_text().splitlines())
     interactions, items, facts = prepare(settings, 0, tmp_path)
@@ -55,6 +56,8 @@ def test_unknown_items_are_dropped_and_counted_and_missing_titles_named_by_id(tm
     assert interactions.num_rows == facts["counts"]["interactions_read"] - rated
     assert facts["counts"]["items_without_title"] == 1
     assert {"item_id": "i9", "title": "i9", "genres": ["Drama"]} in items.to_pylist()
+    assert facts["counts"]["titles_cut"] == 1
+    assert {"item_id": "i7", "title": ("long " * 40).rstrip(), "genres": ["Drama"]} in items.to_pylist()
 
 
 def test_feedback_without_ratings_and_times_is_all_likes(tmp_path: Path) -> None:

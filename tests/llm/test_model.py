@@ -10,10 +10,10 @@ from recranker.errors import ModelError
 from recranker.llm.model import (
     ADAPTER_WEIGHTS,
     LanguageModel,
-    adapter_disabled,
     add_adapter,
     load_adapter,
     load_model,
+    merge_adapter,
     remove_adapter,
     resolve_model,
 )
@@ -121,19 +121,25 @@ def test_a_fresh_adapter_changes_nothing_and_is_keyed_by_its_seed(lm: LanguageMo
     assert all(torch.equal(weight, weights[name]) for name, weight in lm.model.named_parameters())
 
 
-def test_a_disabled_adapter_answers_as_the_untuned_model(lm: LanguageModel) -> None:
+def test_without_its_adapter_a_model_answers_as_untuned(lm: LanguageModel) -> None:
     before = answer(lm)
     tune(lm)
     tuned = answer(lm)
     assert np.abs(tuned - before).max() > 1e-2
-    with adapter_disabled(lm):
-        np.testing.assert_allclose(answer(lm), before, atol=1e-6)
-    np.testing.assert_array_equal(answer(lm), tuned)
+    remove_adapter(lm)
+    np.testing.assert_allclose(answer(lm), before, atol=1e-6)
 
 
-def test_disabling_needs_no_adapter(shared_lm: LanguageModel) -> None:
-    with adapter_disabled(shared_lm):
-        assert np.isfinite(answer(shared_lm)).all()
+def test_a_merged_adapter_answers_as_beside_the_weights_and_cannot_be_replaced(
+    lm: LanguageModel, tiny_path: Path, tmp_path: Path
+) -> None:
+    tune(lm)
+    folder = saved(lm, tmp_path / "adapter")
+    wanted = answer(lm)
+    merge_adapter(lm)
+    np.testing.assert_allclose(answer(lm), wanted, atol=1e-5)
+    with pytest.raises(ModelError, match="hold another adapter already"):
+        load_adapter(lm, folder)
 
 
 def test_a_saved_adapter_answers_the_same_after_loading(lm: LanguageModel, tiny_path: Path, tmp_path: Path) -> None:

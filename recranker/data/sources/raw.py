@@ -1,5 +1,6 @@
 """What every source hands over, and the checks that hold for all of them."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -154,17 +155,20 @@ def with_known_items(raw: RawData) -> tuple[pa.Table, int]:
     return known, raw.interactions.num_rows - known.num_rows
 
 
-def cleaned_items(items: pa.Table, max_characters: int) -> tuple[pa.Table, int]:
-    """``items`` with clean titles and genres, and how many had no title left: their id stands in."""
+def cleaned_items(items: pa.Table, max_characters: int) -> tuple[pa.Table, dict[str, float]]:
+    """``items`` with clean titles and genres; how many had no title left, so that their id stands in, and how many
+    titles were cut to length."""
     ids = items["item_id"].to_pylist()
-    titles = [clean_title(title or "", max_characters) for title in items["title"].to_pylist()]
+    whole = [clean_title(title or "", sys.maxsize) for title in items["title"].to_pylist()]
+    titles = [title[:max_characters].rstrip() for title in whole]
     genres = [[clean_title(one or "", max_characters) for one in row or ()] for row in items["genres"].to_pylist()]
     columns: dict[str, Any] = {
         "item_id": ids,
         "title": [title or item_id for title, item_id in zip(titles, ids, strict=True)],
         "genres": [[one for one in row if one] for row in genres],
     }
-    return pa.table(columns, schema=ITEMS), titles.count("")
+    cut = sum(len(title) > max_characters for title in whole)
+    return pa.table(columns, schema=ITEMS), {"items_without_title": titles.count(""), "titles_cut": cut}
 
 
 def shown(value: object) -> str:
