@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True, help=", ".join(BENCHMARKS))
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
-        _add_arguments(command, _config(name))
+        _add_arguments(command, config_of(name))
     ranked = commands.choices["ranking"]
     ranked.add_argument("--users", type=int, metavar="N", help="users with a full history that are ranked")
     ranked.add_argument("--candidates", type=int, nargs="+", metavar="N", help="lengths of the lists")
@@ -62,7 +62,8 @@ def _add_arguments(command: argparse.ArgumentParser, config: Path) -> None:
     command.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
 
 
-def _config(name: str) -> Path:
+def config_of(name: str) -> Path:
+    """What is measured unless told otherwise."""
     return ROOT / "jobs" / "benchmarks" / f"{name}.toml"
 
 
@@ -70,14 +71,20 @@ def _main(parsed: argparse.Namespace) -> None:
     benchmark = BENCHMARKS[parsed.what]
     overrides = [one for one in parsed.arguments if "=" in one]
     overrides += [f"{name}={value}" for name, value in _options(parsed).items() if value is not None]
-    config = next((one for one in parsed.arguments if "=" not in one), str(_config(parsed.what)))
+    config = next((one for one in parsed.arguments if "=" not in one), str(config_of(parsed.what)))
     settings = load_settings(benchmark.settings, config, overrides)
     if parsed.dry_run:
         print(settings.model_dump_json(indent=2))
         return
     outcome = benchmark.measure(settings)
     benchmark.show(outcome, settings)
-    write_json(parsed.json, asdict(outcome))
+    write_outcome(parsed.json, outcome)
+
+
+def write_outcome(path: Path | None, outcome: Any) -> None:
+    """All that was measured as JSON, single figures beside the rows."""
+    values = asdict(outcome)
+    write_json(path, values.pop("figures", {}) | values)
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _ways(settings: RankingBenchmark, users: Users, model: str) -> list[Way]:
         Way(HALVED, TEN, ten, measure_engine, (llm.model_copy(update={"dtype": "bfloat16"}), ten)),
     ]
     for length in sorted({TEN, *settings.candidates}):
-        prompts = users.prompts(length, settings.budgeted)
+        prompts = users.prompts(length, settings.budgeted)[: settings.slow_users]
         ways.append(Way(BUDGETED, length, prompts, measure_engine, (llm, prompts)))
     return ways
 

@@ -70,7 +70,7 @@ class RankingBenchmark(Settings):
     users: int = Field(default=8, ge=1)
     """Users with a full history that the engine ranks."""
     slow_users: int = Field(default=3, ge=1)
-    """The first of these that full prompts are measured on, which take several times as long."""
+    """The first of these that full prompts and longer lists are measured on, which take several times as long."""
     generated_users: int = Field(default=1, ge=1)
     """The first of these that texts are generated for, which takes longest."""
     candidates: tuple[int, ...] = Field(default=(10, 50, 200), min_length=1)

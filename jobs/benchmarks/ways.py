@@ -1,13 +1,13 @@
 """The ways to the answers, each measured in a process of its own, so that peaks of memory are its own too.
 
-Clocks count all of a user's way: text to tokens, forward passes, log-probabilities. The model is loaded and one user is
-answered before they start.
+Clocks count all of a user's way: text to tokens, forward passes, log-probabilities. The model is loaded and one
+question is answered before they start.
 """
 
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,10 +155,7 @@ def _measured(
     tokens: list[int],
     answers: Answers | None,
 ) -> Measured:
-    answer(0)
-    for list_ in (tokens, answers):
-        if list_ is not None:
-            list_.clear()
+    make_scorer(lm, settings).score([replace(prompts[0], questions=prompts[0].questions[:1])])
     rates, cpu_s, wall_s = [gemm_rate()], [], []
     for index in range(len(prompts)):
         cpu, wall = time.process_time(), time.perf_counter()

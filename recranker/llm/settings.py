@@ -16,8 +16,8 @@ class LLMSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; 'auto' takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of weights and activations; 'auto' is bfloat16 on CUDA and float32 on CPUs, where bfloat16 is
-    several times faster with AMX instructions and several times slower without, and moves close calls in either case."""
+    """Number format of weights and activations; 'auto' is bfloat16 on CUDA and float32 on CPUs. There bfloat16 is
+    several times faster with AMX instructions, slower without any for it, and moves close calls in either case."""
     backend: Literal["packed", "kv", "plain"] = "packed"
     """How questions share their prefix: one tree per prompt, a key-value cache, or not at all (reference)."""
     max_prompt_tokens: int = Field(default=2048, ge=64)

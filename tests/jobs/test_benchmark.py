@@ -237,7 +237,9 @@ def test_both_are_told_the_same_and_mf_has_no_l2_because_theirs_has_none() -> No
 
 
 def test_the_settings_file_loads_and_can_be_overridden() -> None:
-    settings = load_settings(BackbonesBenchmark, str(benchmark.CONFIG), ["threads=[1, 2]", "data.like_at_least=5"])
+    settings = load_settings(
+        BackbonesBenchmark, str(benchmark.config_of("backbones")), ["threads=[1, 2]", "data.like_at_least=5"]
+    )
     assert settings.threads == (1, 2)
     assert settings.data.like_at_least == 5
 
@@ -249,7 +251,7 @@ def test_results_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFix
         for name in (OURS, RECBOLE)
     ]
     outcome = Outcome("made-up data", rows, searches, ratios(rows, searches))
-    benchmark.show(outcome, small_settings())
+    benchmark.show_backbones(outcome, small_settings())
     printed = capsys.readouterr().out
     assert "made-up data" in printed
     assert "lightgcn_cpu_share_of_recbole 0.333" in printed
