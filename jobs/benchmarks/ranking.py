@@ -72,7 +72,8 @@ def measure(settings: RankingBenchmark) -> Outcome:
             logger.info("%s, %d candidates: %.2f CPU s a user", way.name, way.candidates, mean(found[-1].cpu_s))
             bar.advance()
         bar.set_text(f"{settings.trees} random trees")
-        difference = _in_process(settings, measure_trees, model, settings.llm, settings.trees, settings.seed)
+        trees = settings.llm, ways[0].prompts, settings.trees, settings.seed
+        difference = _in_process(settings, measure_trees, model, *trees)
         bar.advance()
     rows = [_row(way, one) for way, one in zip(ways, found, strict=True)]
     return Outcome(rows, _figures(ways, found, difference))

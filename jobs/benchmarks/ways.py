@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recranker.llm.encoding import Branch, Tree, encode_all
+from recranker.llm.encoding import Tree, encode_all
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import answer_logits, pack_parts, passes
 from recranker.llm.scoring import make_scorer
@@ -108,11 +108,15 @@ def _generate(lm: LanguageModel, ids: torch.Tensor, count: int) -> None:
     )
 
 
-def measure_trees(model: str, settings: LLMSettings, count: int, seed: int) -> float:
-    """Greatest difference of log-probabilities between packed and single questions, over random trees, nats."""
+def measure_trees(model: str, settings: LLMSettings, prompts: Sequence[Prompt], count: int, seed: int) -> float:
+    """Greatest difference of log-probabilities between packed and single questions, over random trees, nats.
+
+    Trees are cut out of the prompts' own text: what a model makes of random tokens can hang on the last bit.
+    """
     lm = load_model(Path(model), settings)
     random = np.random.default_rng(seed)
-    trees = [_random_tree(random, len(lm.tokenizer)) for _ in range(count)]
+    real = encode_all(prompts, lm, settings.max_prompt_tokens)
+    trees = [_random_tree(random, real[index % len(real)]) for index in range(count)]
     worst = 0.0
     with torch.inference_mode():
         for parts in passes(trees, settings.token_budget, {}, can_keep=True):
@@ -127,15 +131,17 @@ def measure_trees(model: str, settings: LLMSettings, count: int, seed: int) -> f
     return worst
 
 
-def _random_tree(random: np.random.Generator, vocabulary: int) -> Tree:
-    """A prefix of 0 to 40 tokens, 1 to 4 branches of 1 to 12, 2 to 5 labels."""
+def _random_tree(random: np.random.Generator, real: Tree) -> Tree:
+    """Pieces of a real tree: a prefix of 0 to 40 tokens, 1 to 4 branches of 1 to 12, the labels of a real question."""
+    text = [*real.prefix_ids, *(token for branch in real.branches for token in branch.token_ids)]
 
-    def ids(most: int, least: int = 1) -> list[int]:
-        found: list[int] = random.integers(3, vocabulary, random.integers(least, most + 1)).tolist()
-        return found
+    def piece(least: int, most: int) -> list[int]:
+        length = int(random.integers(least, most + 1))
+        start = int(random.integers(len(text) - length))
+        return text[start : start + length]
 
-    branches = [Branch(ids(12), sorted(set(ids(5, 2))), None, "pointwise") for _ in range(random.integers(1, 5))]
-    return Tree("random", ids(40, 0), branches)
+    asked = [real.branches[int(random.integers(len(real.branches)))] for _ in range(random.integers(1, 5))]
+    return Tree(real.prompt_id, piece(0, 40), [replace(one, token_ids=piece(1, 12)) for one in asked])
 
 
 def gemm_rate() -> float:

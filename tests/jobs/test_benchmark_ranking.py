@@ -116,7 +116,7 @@ def test_generation_computes_every_prompt_and_every_token_of_the_answers(model: 
 
 
 def test_random_trees_agree(model: str) -> None:
-    assert measure_trees(model, LLM, 40, seed=0) < 1e-4
+    assert measure_trees(model, LLM, [prompt(0), prompt(1)], 40, seed=0) < 1e-4
 
 
 def test_users_have_full_histories_and_as_many_candidates_as_asked(tmp_path: Path) -> None:
