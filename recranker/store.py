@@ -137,6 +137,23 @@ class Store:
         found = sort_by_key(found, table)
         return found.select(columns) if columns else found
 
+    def files(self, stage: str, table: TableSchema) -> list[str]:
+        """The Parquet files of a published stage's table, on this store's filesystem, their schemas checked.
+
+        Raises:
+            DataError: If the stage is missing, a file is broken, or a schema differs.
+        """
+        if table.name not in self.require(stage).tables:
+            raise DataError(f"{self.uri}/{stage}: no table '{table.name}' was published")
+        folder = self.folder(stage, table.name)
+        try:
+            found = ds.dataset(folder, format="parquet", filesystem=self.filesystem)
+            for fragment in found.get_fragments():
+                table.check(fragment.physical_schema, where=fragment.path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{folder}: not readable as Parquet: {error}") from None
+        return sorted(found.files)
+
     @contextmanager
     def publish(self, stage: str, origin: Origin, *, commit: str = "unknown") -> Iterator["StageWriter"]:
         """A writer whose tables become the stage's output when the block ends without an error.

@@ -10,12 +10,26 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from recranker.sampling import races
+from recranker.schema import TableSchema
+from recranker.store import Store
 
 
 def from_table(table: pa.Table, blocks: int) -> Dataset:
     """``table`` as a dataset of about ``blocks`` blocks."""
     size = max(1, -(-table.num_rows // blocks))
     return ray.data.from_arrow([table.slice(start, size) for start in range(0, max(1, table.num_rows), size)])
+
+
+def from_store(store: Store, stage: str, table: TableSchema, columns: list[str] | None = None) -> Dataset:
+    """A table of a published stage as a dataset that is read where it is used, never on the driver.
+
+    Raises:
+        DataError: If the stage is missing, or a file's schema differs.
+    """
+    files = store.files(stage, table)
+    if not files:
+        return ray.data.from_arrow(table.schema.empty_table().select(columns or table.schema.names))
+    return ray.data.read_parquet(files, filesystem=store.filesystem, columns=columns)
 
 
 def draw(users: Dataset, quotas: dict[int, int], *key: str | int) -> races.Arrivals:
