@@ -1,6 +1,7 @@
 """Measure recranker beside other ways of doing the same, on this machine.
 
 python -m jobs.benchmark ranking --users 8 --candidates 10 50 200 --json FILE
+python -m jobs.benchmark instructions --users 100000 1000000 --json FILE
 python -m jobs.benchmark backbones epochs=100 'threads=[1, 2]' --json FILE   (first, once: make benchmark-env)
 """
 
@@ -11,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmarks import backbones, ranking
+from jobs.benchmarks import backbones, instructions, ranking
 from jobs.benchmarks.results import top_k_table, training_table
-from jobs.benchmarks.settings import BackbonesBenchmark, RankingBenchmark
+from jobs.benchmarks.settings import BackbonesBenchmark, InstructionsBenchmark, RankingBenchmark
 from jobs.output import console, write_json
 from jobs.sources import ROOT
 from jobs.stage import flattened, guarded
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _add_arguments(command, config_of(name))
     ranked = commands.choices["ranking"]
     ranked.add_argument("--users", type=int, metavar="N", help="users with a full history that are ranked")
+    grown = commands.choices["instructions"]
+    grown.add_argument("--users", type=int, nargs="+", metavar="N", help="how many users, a round for each")
     ranked.add_argument("--candidates", type=int, nargs="+", metavar="N", help="lengths of the lists")
     parsed, further = parser.parse_known_args(arguments)
     parsed.arguments += [one for one in further if not one.startswith("-")]  # settings that stand behind an option
@@ -110,12 +113,26 @@ def show_ranking(outcome: ranking.Outcome, settings: RankingBenchmark) -> None:
         shown.print(f"{name} {value:.4g}")
 
 
+def show_instructions(outcome: instructions.Outcome, settings: InstructionsBenchmark) -> None:
+    """Print the table and what the stages are judged by."""
+    shown = console(TABLE_WIDTH)
+    shown.print(instructions.table(outcome.rows))
+    for name, value in outcome.figures.items():
+        shown.print(f"{name} {value:.4g}")
+
+
 BENCHMARKS = {
     "ranking": Benchmark(
         "the ranking engine beside full prompts and generated text, on real users with a real model",
         RankingBenchmark,
         ranking.measure,
         show_ranking,
+    ),
+    "instructions": Benchmark(
+        "sampling and instructions on a made-up service of growing size, beside reading and tokenising alone",
+        InstructionsBenchmark,
+        instructions.measure,
+        show_instructions,
     ),
     "backbones": Benchmark(
         "LightGCN and MF beside RecBole's and implicit's (make benchmark-env installs those)",

@@ -5,45 +5,51 @@ python -m jobs.instruct jobs/configs/quickstart.toml --show 3
 
 import argparse
 import sys
-from typing import Any
+import time
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
-from jobs.stage import Stage, StageContext, main
+from jobs.stage import Stage, StageContext, main, model_folder
 from recranker.data.facts import require_ratings
-from recranker.data.leakage import check_prompts
-from recranker.distributed.instructions import build_prompts
-from recranker.schema import CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, QUARANTINE, SIGNALS
-from recranker.tasks.instructions import PromptBuilder
+from recranker.distributed.instructions import Maker, Parts, published_source, write_prompts
+from recranker.llm.model import resolve_model
+from recranker.llm.token_counts import token_counter
+from recranker.schema import ITEMS, PROMPTS, QUARANTINE
 from recranker.tasks.protocol import RatingScale
+from recranker.tasks.wording import load_templates
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
     """Publish a prompt per draw and per validation or test list, or the reason why there is none."""
-    interactions, items = stage.read("prepare", INTERACTIONS), stage.read("prepare", ITEMS)
-    lists, draws = stage.read("backbone", CANDIDATES), stage.read("sample", DRAWS)
-    data = stage.facts_of("prepare")
-    if settings.instruct.pointwise_answer == "rating":
+    data, instruct = stage.facts_of("prepare"), settings.instruct
+    if instruct.pointwise_answer == "rating":
         require_ratings(data, "instruct.pointwise_answer='rating'")
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    scale = RatingScale(data["rating_min"], data["rating_max"])
-    builder = PromptBuilder(titles, settings.instruct, scale, settings.seed)
+    templates, scale = load_templates(instruct.templates), RatingScale(data["rating_min"], data["rating_max"])
+    counter = token_counter(resolve_model(settings.llm.model, stage.cache))
+    items = stage.store.read("prepare", ITEMS, ["item_id", "title"])
+    maker = Maker(items, instruct, scale, settings.seed, templates, counter)
     stage.connect()
-    prompts, quarantined = build_prompts(interactions, lists, draws, builder, settings.ray.blocks)
-    hints, signals = settings.instruct.hints, stage.read("backbone", SIGNALS)
-    check_prompts(interactions, lists, prompts, items=items, signals=signals, hints=hints)
-    stage.write(PROMPTS, prompts)
-    stage.write(QUARANTINE, quarantined)
-    stage.facts.update(_counts(lists, draws, prompts, quarantined) | {"hints": hints})
+    source, parts = published_source(stage.store), _parts(stage)
+    started = time.perf_counter()
+    with stage.progress("instruct", source.rows) as bar:
+        made = write_prompts(source, maker, parts, at_least=settings.ray.blocks, on_rows=bar.advance)
+    stage.facts.update(made.facts() | {"hints": instruct.hints, "templates": templates.model_dump()})
+    seconds = time.perf_counter() - started
+    speeds = {"prompts_per_second": made.prompts / seconds, "tokens_per_second": made.tokens / seconds}
+    stage.log_metrics({f"instruct/{name}": speed for name, speed in speeds.items()})
 
 
-def _counts(lists: pa.Table, draws: pa.Table, prompts: pa.Table, quarantined: pa.Table) -> dict[str, Any]:
-    ranked = sum(split != "train" for split in lists["split"].to_pylist())
-    counts = {"rows_in": draws.num_rows + ranked, "prompts": prompts.num_rows, "quarantined": quarantined.num_rows}
-    assert counts["rows_in"] == counts["prompts"] + counts["quarantined"], counts
-    return counts
+def _parts(stage: StageContext) -> Parts:
+    """Where the workers write."""
+    assert stage.writer is not None, "only a running stage writes"
+    return Parts(stage.writer.filesystem, stage.writer.folder(PROMPTS), stage.writer.folder(QUARANTINE))
+
+
+def outside(settings: JobSettings) -> dict[str, str | None]:
+    """A user's own templates, and a local model's tokenizer."""
+    return {"instruct.templates": settings.instruct.templates, **model_folder(settings)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +72,8 @@ STAGE = Stage(
     "instruct",
     run,
     reads=("prepare", "backbone", "sample"),
-    sections=("instruct",),
+    sections=("instruct", "tokenizer"),
+    outside=outside,
     options=options,
     show=show,
 )

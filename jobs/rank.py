@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main, model_folder
-from recranker.distributed.instructions import build_prompts
+from recranker.distributed.instructions import Maker, build_prompts, source_of
 from recranker.distributed.ranking import Spent, answer_facts, answer_missing, collect_answers, plan_pools
 from recranker.llm.model import resolve_model
+from recranker.llm.token_counts import token_counter
 from recranker.ranking.calibration import calibration_errors, fit_calibrations, with_probabilities
 from recranker.ranking.fusion import PAPER_WEIGHTS
 from recranker.ranking.rankings import choose_lists, rank_all, weights_from_validation
 from recranker.schema import ANSWERS, CANDIDATES, DRAWS, INTERACTIONS, ITEMS, PROMPTS, RANKINGS
-from recranker.tasks.instructions import PromptBuilder
 from recranker.tasks.protocol import RatingScale
+from recranker.tasks.wording import Templates
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
@@ -69,15 +70,21 @@ def _to_ask(settings: JobSettings, stage: StageContext, chosen: set[str]) -> tup
 
 def _without_hints(settings: JobSettings, stage: StageContext, tests: pa.Table) -> pa.Table:
     """The same prompts with questions that quote nobody."""
-    lists, items, data = stage.read("backbone", CANDIDATES), stage.read("prepare", ITEMS), stage.facts_of("prepare")
+    lists, data = stage.read("backbone", CANDIDATES), stage.facts_of("prepare")
     lists = lists.filter(pc.is_in(lists["list_id"], value_set=tests["list_id"].combine_chunks()))
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    plain = settings.instruct.model_copy(update={"hints": "none"})
-    builder = PromptBuilder(titles, plain, RatingScale(data["rating_min"], data["rating_max"]), settings.seed)
+    maker = Maker(
+        items=stage.read("prepare", ITEMS),
+        settings=settings.instruct.model_copy(update={"hints": "none"}),
+        scale=RatingScale(data["rating_min"], data["rating_max"]),
+        seed=settings.seed,
+        templates=Templates.model_validate(stage.facts_of("instruct")["templates"]),
+        counter=token_counter(resolve_model(settings.llm.model, stage.cache)),
+    )
     interactions = stage.read("prepare", INTERACTIONS)
     interactions = interactions.filter(pc.is_in(interactions["user_id"], value_set=pc.unique(lists["user_id"])))
     stage.connect()
-    return build_prompts(interactions, lists, DRAWS.schema.empty_table(), builder, settings.ray.blocks)[0]
+    source = source_of(interactions, lists, DRAWS.schema.empty_table(), settings.ray.blocks)
+    return build_prompts(source, maker, at_least=settings.ray.blocks)[0]
 
 
 def _answer(settings: JobSettings, stage: StageContext, asked: pa.Table, models: list[str]) -> pa.Table:

@@ -46,6 +46,13 @@ class RaySettings(Settings):
     """Blocks a table is cut into for Ray Data; results do not depend on it."""
 
 
+class TokenizerSettings(Settings):
+    """Whose tokens are counted."""
+
+    model: str
+    """As in llm.model."""
+
+
 class JobSettings(Settings):
     """One run, from data to results."""
 
@@ -65,3 +72,8 @@ class JobSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
+
+    @property
+    def tokenizer(self) -> TokenizerSettings:
+        """All of section 'llm' that shapes prompts: not how the model is run, only which it is."""
+        return TokenizerSettings(model=self.llm.model)

@@ -1,4 +1,7 @@
-"""Which sources shape a stage's output: everything of recranker/ that its job file reaches by imports."""
+"""Which sources shape a stage's output: everything of recranker/ that its job file reaches by imports.
+
+The TOML files beside a package's ``__init__.py`` are part of it.
+"""
 
 import ast
 import hashlib
@@ -12,7 +15,9 @@ NEUTRAL = {"errors", "settings", "store", "progress", "tracking", "cluster"}
 def code_hash(job: Path) -> str:
     """Digest of a job's file and of all library files behind it."""
     digest = hashlib.sha256()
-    for file in sorted(reachable(job)):
+    files = reachable(job)
+    files |= {data for file in files if file.name == "__init__.py" for data in file.parent.glob("*.toml")}
+    for file in sorted(files):
         digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -81,6 +81,16 @@ INTERACTIONS = _table(
     ),
 )
 
+HISTORIES = _table(
+    "histories",
+    ("user_id",),
+    _column("user_id", pa.string(), "The data set's own key of the user."),
+    _column("item_ids", STRINGS, "What the user met, oldest first."),
+    _column("feedback", STRINGS, "'like', 'neutral' or 'dislike', of each."),
+    _column("sequences", pa.list_(pa.int32()), "Place of each in the user's whole history, ascending."),
+)
+"""INTERACTIONS as one row per user; no stage publishes it."""
+
 ITEMS = _table(
     "items",
     ("item_id",),
@@ -151,6 +161,7 @@ QUESTION = pa.struct(
         pa.field("answer", pa.string()),
         pa.field("soft_labels", FLOATS),
         pa.field("round", pa.int8()),
+        pa.field("tokens", pa.int32()),
     ]
 )
 
@@ -166,7 +177,14 @@ PROMPTS = _table(
         "questions",
         pa.list_(QUESTION),
         "Task, text, labels, items; in training the right label and the teacher's probabilities; the round, above 0 "
-        "where it is asked only if the rounds before left the order unsettled.",
+        "where it is asked only if the rounds before left the order unsettled; tokens with the end of the chat frame.",
+    ),
+    _column(
+        "prefix_tokens",
+        pa.int32(),
+        "Tokens of the prefix with the beginning of the chat frame, uncut; null, as those of questions, where nobody "
+        "has counted.",
+        nullable=True,
     ),
 )
 

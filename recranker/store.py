@@ -3,7 +3,8 @@
 A stage writes into ``.<stage>.partial`` beside its final folder. Publishing moves the folder and
 writes ``_manifest.json`` last: a folder without a manifest is not there. The manifest says what the
 output was made from, so an unchanged stage is skipped, and holds a hash of every table that
-depends on its rows only, not on files, blocks or row order.
+depends on its rows only, not on files, blocks or row order. A table is hashed batch by batch, so it may be larger
+than memory.
 
 A run has one folder per stage. An experiment, whose runs share stages, has one per stage and origin:
 ``<stage>/<key>``, so that what was made from the same settings, code and inputs is there once.
@@ -27,10 +28,17 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from recranker.errors import DataError, OutputError
+from recranker.parquet import Door, ParquetLimits, not_readable, parquet_files
+from recranker.row_hash import BATCH_ROWS, RowHash
 from recranker.schema import SCHEMA_VERSION, TableSchema
 
 MANIFEST = "_manifest.json"
 LOCK = ".lock"
+OWN_LIMITS = ParquetLimits(
+    max_rows=10**12, max_row_groups=10**9, max_column_mb=10**9, max_table_mb=10**9, max_expansion=1000
+)
+"""Of tables that stages published: the manifest says how many rows there must be, so that only files that hold other
+than they say, or far more than any stage writes, are refused."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +133,38 @@ class Store:
         Raises:
             DataError: If the stage is missing, a file is broken, or the schema differs.
         """
+        self.files(stage, table)
+        found = sort_by_key(read_folder(self.filesystem, self.folder(stage, table.name), table), table)
+        return found.select(columns) if columns else found
+
+    def files(self, stage: str, table: TableSchema) -> list[str]:
+        """The Parquet files of a published stage's table, on this store's filesystem; nothing of them is loaded yet.
+
+        Raises:
+            DataError: If the stage is missing, a file is broken or holds other than it says, a schema differs, or
+                there are other than the promised rows.
+        """
         recorded = self.require(stage).tables.get(table.name)
         if recorded is None:
             raise DataError(f"{self.uri}/{stage}: no table '{table.name}' was published")
-        found = read_folder(self.filesystem, self.folder(stage, table.name), table)
-        if found.num_rows != recorded["rows"]:
-            raise DataError(
-                f"{self.folder(stage, table.name)}: manifest promises {recorded['rows']} rows, found {found.num_rows}; "
-                "delete the stage's folder and run it again"
-            )
-        found = sort_by_key(found, table)
-        return found.select(columns) if columns else found
+        folder = self.folder(stage, table.name)
+        local = isinstance(self.filesystem, fs.LocalFileSystem)  # elsewhere a look at pages takes a request for each
+        again = "delete the stage's folder and run it again"
+        door = Door(self.filesystem, OWN_LIMITS, again, look_at_pages=local)
+        files = parquet_files(self.filesystem, folder)
+        rows = sum(section.rows for section in door.admit(files))
+        for path in files:
+            table.check(self._schema_of(path), where=path)
+        if rows != recorded["rows"]:
+            raise DataError(f"{folder}: manifest promises {recorded['rows']} rows, found {rows}; {again}")
+        return files
+
+    def _schema_of(self, path: str) -> pa.Schema:
+        try:
+            with self.filesystem.open_input_file(path) as file:
+                return pq.read_schema(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise not_readable(path, error) from None
 
     @contextmanager
     def publish(self, stage: str, origin: Origin, *, commit: str = "unknown") -> Iterator["StageWriter"]:
@@ -222,12 +251,24 @@ class StageWriter:
         return path
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Rows and logical hash of every table written."""
-        described = {}
-        for name, schema in sorted(self._schemas.items()):
-            table = read_folder(self.filesystem, f"{self.root}/{name}", schema)
-            described[name] = {"rows": table.num_rows, "hash": logical_hash(table, schema)}
-        return described
+        """Rows and logical hash of every table written, in memory bounded by one row group.
+
+        Raises:
+            DataError: If a file is broken or does not fit its table's schema.
+        """
+        return {name: self._describe(schema) for name, schema in sorted(self._schemas.items())}
+
+    def _describe(self, schema: TableSchema) -> dict[str, Any]:
+        rows = RowHash(schema.schema)
+        for path in parquet_files(self.filesystem, f"{self.root}/{schema.name}"):
+            try:
+                with self.filesystem.open_input_file(path) as file, pq.ParquetFile(file) as found:
+                    schema.check(found.schema_arrow, where=path)
+                    for batch in found.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+                        rows.add(schema.conform(pa.Table.from_batches([batch]), where=path))
+            except (pa.ArrowException, OSError) as error:
+                raise not_readable(path, error) from None
+        return {"rows": rows.rows, "hash": rows.hexdigest()}
 
     def describe_files(self) -> dict[str, str]:
         """SHA-256 of every file in the folders given out by ``files``."""
@@ -246,7 +287,9 @@ def read_folder(filesystem: fs.FileSystem, folder: str, schema: TableSchema) -> 
         if not found.files:
             return schema.schema.empty_table()
         schema.check(found.schema, where=folder)
-        return schema.conform(found.to_table(), where=folder)
+        table = schema.conform(found.to_table(), where=folder)
+        table.validate(full=True)  # Arrow takes a file's word for it that text is UTF-8
+        return table
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder}: not readable as Parquet: {error}") from None
 
@@ -258,12 +301,9 @@ def sort_by_key(table: pa.Table, schema: TableSchema) -> pa.Table:
 
 def logical_hash(table: pa.Table, schema: TableSchema) -> str:
     """A digest of the rows alone: the same for any file layout, block count and row order."""
-    rows = sort_by_key(schema.conform(table, where=schema.name), schema).replace_schema_metadata(None)
-    bare = pa.schema([pa.field(one.name, one.type) for one in rows.schema])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, bare) as stream:
-        stream.write_table(pa.table(rows.columns, schema=bare))
-    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+    rows = RowHash(schema.schema)
+    rows.add(schema.conform(table, where=schema.name))
+    return rows.hexdigest()
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def questions_of(
     candidates: Sequence[Candidate], run: ServedRun, task: TaskName, *key: str | int
 ) -> tuple[Question, ...]:
     """The questions of one task; ``key`` keys its pairs and shuffles beside the run's seed."""
-    return ranking_questions(candidates, run.instruct, run.scale, run.seed, *key, tasks=(task,))
+    texts = run.templates
+    return ranking_questions(candidates, run.instruct, run.scale, run.seed, *key, tasks=(task,), templates=texts)
 
 
 def answers_of(prompt: Prompt, found: Sequence[NDArray[np.float64]]) -> list[Answer]:
@@ -148,7 +149,7 @@ def _prefix(history: Sequence[HistoryEntry], run: ServedRun, limits: ServeSettin
             liked.append(title)
         elif _is_dislike(entry, run):
             disliked.append(title)
-    return build_prefix(liked[: run.instruct.max_liked], disliked[: run.instruct.max_disliked])
+    return build_prefix(liked[: run.instruct.max_liked], disliked[: run.instruct.max_disliked], run.templates)
 
 
 def _is_like(entry: HistoryEntry, run: ServedRun) -> bool:

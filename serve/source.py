@@ -14,6 +14,7 @@ from recranker.settings import check_settings
 from recranker.store import Store
 from recranker.tasks.protocol import RatingScale
 from recranker.tasks.settings import InstructSettings, TaskName
+from recranker.tasks.wording import Templates
 from serve.settings import ServeSettings
 
 
@@ -28,6 +29,8 @@ class ServedRun:
     seed: int
     llm: LLMSettings
     instruct: InstructSettings
+    templates: Templates
+    """Those the run was tuned with."""
     data: DataSettings
     meaning: RatingMeaning
     tasks: tuple[TaskName, ...]
@@ -70,12 +73,18 @@ def read_run(settings: ServeSettings) -> ServedRun:
         seed=job.seed,
         llm=job.llm,
         instruct=job.instruct,
+        templates=_templates(store),
         data=job.data,
         meaning=meaning_of(store.require("prepare").facts),
         tasks=job.tune.tasks,
         preset=fusion["preset"],
         weights=fusion["weights"],
     )
+
+
+def _templates(store: Store) -> Templates:
+    facts = store.require("instruct").facts
+    return check_settings(Templates, facts.get("templates", {}), where=f"{store.uri}/instruct (run it again)")
 
 
 def run_uri(settings: ServeSettings) -> str:

@@ -37,7 +37,7 @@ class TaskReplica:
         difference = check_adapter(lm, folder, run.llm)
         logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)
         self.scorer = make_scorer(lm, run.llm)
-        self.probe = Prompt("health", build_prefix([], []), questions_of(PROBE, run, task)[:1])
+        self.probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])
         self.busy = asyncio.Lock()
 
     async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:

@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.sources import ROOT
 from recranker.errors import DataError, OutputError
+from recranker.row_hash import RowHash
 from recranker.schema import DRAWS, QUARANTINE, TABLES_OF
 from recranker.store import LOCK, MANIFEST, Origin, Store, locked, logical_hash, outside_fingerprint
+from tests import bombs
 
 ORIGIN = Origin("settings", "code", {})
 
@@ -175,7 +179,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     publish(store, draws((0, "a")))
     (tmp_path / "sample" / "draws" / "part-00000.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match="not readable as Parquet"):
+    with pytest.raises(DataError, match=r"part-00000\.parquet' cannot be read: it does not end as a Parquet file does"):
         store.read("sample", DRAWS)
 
 
@@ -198,3 +202,89 @@ def test_every_column_has_a_sentence() -> None:
         for table in tables:
             for field in table.schema:
                 assert field.metadata[b"description"].endswith(b"."), (table.name, field.name)
+
+
+HASHES = """
+import sys
+from pathlib import Path
+from recranker.schema import DRAWS
+from recranker.store import StageWriter
+from pyarrow import fs
+
+def peak_mb():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+writer = StageWriter(fs.LocalFileSystem(), sys.argv[1])
+writer.folder(DRAWS)
+before = peak_mb()
+print(writer.describe()["draws"]["hash"], peak_mb() - before)
+"""
+
+
+def test_a_table_is_hashed_in_the_memory_of_a_batch(tmp_path: Path) -> None:
+    folder = tmp_path / "draws"
+    folder.mkdir()
+    count, files = 200_000, 20  # 4 million rows of about 30 bytes: 120 MB
+    rows, users = RowHash(DRAWS.schema), pa.array([f"user {n:06d}" for n in range(count)])
+    for number in range(files):
+        ids = pa.array(np.arange(number * count, (number + 1) * count))
+        part = pa.table([ids, users, pa.array(np.zeros(count, np.int32))], schema=DRAWS.schema)
+        pq.write_table(part, folder / f"{number}.parquet")
+        rows.add(part)
+    done = subprocess.run(
+        [sys.executable, "-c", HASHES, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    found, peak = done.stdout.split()
+    assert found == rows.hexdigest()
+    assert int(peak) < 60
+
+
+def test_many_files_hash_and_read_as_one_table(tmp_path: Path) -> None:
+    store, whole = Store(str(tmp_path)), draws(*((number, f"u{number % 3}") for number in range(10)))
+    with store.publish("sample", ORIGIN) as writer:
+        folder = Path(writer.folder(DRAWS))
+        for start in (6, 0, 3):
+            pq.write_table(whole.slice(start, 4 if start == 6 else 3), folder / f"part-{start}.parquet")
+    assert store.require("sample").tables["draws"] == {"rows": 10, "hash": logical_hash(whole, DRAWS)}
+    assert store.read("sample", DRAWS).equals(whole.combine_chunks())
+    assert [Path(path).name for path in store.files("sample", DRAWS)] == [
+        "part-0.parquet",
+        "part-3.parquet",
+        "part-6.parquet",
+    ]
+
+
+def test_an_own_file_that_breaks_its_schema_is_not_published(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(DataError, match="lacks column 'repeat'"), store.publish("sample", ORIGIN) as writer:
+        pq.write_table(pa.table({"draw_id": [0], "user_id": ["a"]}), Path(writer.folder(DRAWS)) / "x.parquet")
+    assert store.manifest("sample") is None
+
+
+def test_published_files_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    publish(store, draws((0, "a"), (1, "b")))
+    path = tmp_path / "sample" / "draws" / "part-00000.parquet"
+    assert store.files("sample", DRAWS) == [str(path)]
+    pq.write_table(draws((0, "a")), path)
+    with pytest.raises(
+        DataError, match="manifest promises 2 rows, found 1; delete the stage's folder and run it again"
+    ):
+        store.files("sample", DRAWS)
+    pq.write_table(pa.table({"draw_id": [0, 1]}), path)
+    with pytest.raises(DataError, match="lacks column 'user_id'"):
+        store.files("sample", DRAWS)
+    bombs.extension(path)
+    with pytest.raises(DataError, match="which may run code"):
+        store.files("sample", DRAWS)
+
+
+def test_published_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    publish(store, draws((0, "a")))
+    users = pa.array([b"Zo\xeb"]).view(pa.string())
+    table = draws((0, "a")).set_column(1, DRAWS.schema.field("user_id"), users)
+    pq.write_table(table, tmp_path / "sample" / "draws" / "part-00000.parquet")
+    with pytest.raises(DataError, match="Invalid UTF8"):
+        store.read("sample", DRAWS)

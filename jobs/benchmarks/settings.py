@@ -83,3 +83,26 @@ class RankingBenchmark(Settings):
         if not all(2 <= one <= MAX_CANDIDATES for one in self.candidates):
             raise ValueError(f"candidates must be 2 to {MAX_CANDIDATES}, got {list(self.candidates)}")
         return self
+
+
+class InstructionsBenchmark(Settings):
+    """Sampling and instructions at scale, on a made-up service."""
+
+    store: StoreSettings = StoreSettings()
+    """Where downloads are kept."""
+    scratch: str | None = None
+    """Folder for the made-up service, about 5 GB for a million users; None: the system's temporary folder."""
+    model: str
+    """Whose tokenizer counts."""
+    users: tuple[int, ...] = Field(min_length=1)
+    """How many there are, one round of measuring for each."""
+    items: int = Field(default=100_000, ge=320)
+    """Items of the catalogue."""
+    events_per_user: float = Field(default=50.0, ge=5)
+    """Events of a user, about."""
+    num_draws: int = Field(default=100_000, ge=1)
+    """Draws, each of which becomes a prompt."""
+    ranked_share: float = Field(default=0.01, ge=0, le=1)
+    """Users with a validation and a test list, each of which becomes a prompt too."""
+    seed: int = 0
+    """Of everything made up."""

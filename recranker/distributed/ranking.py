@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from recranker.distributed.answer_parts import AnswerParts, answers_to, is_answered
 from recranker.distributed.cluster import check_workers
-from recranker.errors import OutputError
+from recranker.errors import DataError, OutputError
 from recranker.llm.model import load_adapter, load_model, merge_adapter
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings
@@ -37,9 +37,6 @@ logger = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
-BYTES_PER_TOKEN = 2
-"""UTF-8 bytes of a prompt per token it becomes, the frame of each question included. Titles with years give about 2,
-plain words up to 4; an estimate is enough, as batches are packed by exact tokens when they are asked."""
 BASE = "base"
 """Name of the pool without an adapter."""
 
@@ -130,10 +127,11 @@ def plan_pools(
         adapters: Folder of the adapter or adapters.
         scratch: Keeps answers, a folder per pool; all nodes must see it, and other prompts, models or settings must
             never find it.
-        token_budget: Estimated tokens of a batch, at the most.
+        token_budget: Tokens of a batch, at the most.
 
     Raises:
         ModelError: If a task has no adapter.
+        DataError: If the prompts' tokens were not counted.
         OutputError: If ``scratch`` cannot be made.
     """
     marked = prompts.append_column("model", pa.array(models, pa.string()))
@@ -221,20 +219,23 @@ def answer_facts(answers: pa.Table) -> dict[str, int]:
     return facts
 
 
-def estimated_tokens(prompts: pa.Table, tasks: Sequence[TaskName]) -> Ints:
-    """``(prompts,)`` about how many tokens the prefix and the questions of ``tasks`` in round 0 have; 0: no question.
+def tokens_to_ask(prompts: pa.Table, tasks: Sequence[TaskName]) -> Ints:
+    """``(prompts,)`` tokens of the prefix and of the questions of ``tasks`` in round 0, as counted; 0: no question.
 
-    Later rounds are left out, as most lists do not come to them.
+    Later rounds are left out, as most lists do not come to them. Prefixes count whole, although some will be cut.
+
+    Raises:
+        DataError: If nobody has counted them.
     """
     column = prompts["questions"].combine_chunks()
     owners, questions = pc.list_parent_indices(column), column.flatten()
     asked = pc.and_(pc.is_in(questions.field("task"), pa.array(tasks)), pc.equal(questions.field("round"), 0))
     owners = owners.filter(asked).to_numpy()
-    sizes = pc.binary_length(questions.field("text").filter(asked)).to_numpy(zero_copy_only=False)
-    in_questions = np.bincount(owners, sizes, minlength=prompts.num_rows)
-    in_prefix = pc.binary_length(prompts["prefix"]).to_numpy()
-    tokens = np.where(in_questions > 0, in_questions + in_prefix, 0.0) / BYTES_PER_TOKEN
-    return np.ceil(tokens).astype(np.int64)
+    in_prefix, sizes = prompts["prefix_tokens"], questions.field("tokens").filter(asked)
+    if in_prefix.null_count or sizes.null_count:
+        raise DataError("prompts without token counts cannot be put into batches; run jobs.instruct again")
+    in_questions = np.bincount(owners, sizes.to_numpy(), minlength=prompts.num_rows).astype(np.int64)
+    return np.where(in_questions > 0, in_questions + in_prefix.to_numpy(), 0)
 
 
 def cut_batches(prompts: pa.Table, tokens: Ints, token_budget: int) -> list[pa.Table]:
@@ -277,7 +278,7 @@ def _pool(
 ) -> Pool:
     parts = AnswerParts(scratch / name)
     parts.create()
-    tokens = estimated_tokens(prompts, tasks)
+    tokens = tokens_to_ask(prompts, tasks)
     answers = parts.read()
     batches = [
         batch.filter(pc.invert(is_answered(batch, answers))) for batch in cut_batches(prompts, tokens, token_budget)

@@ -6,15 +6,13 @@ Source: RecRanker, arXiv 2312.16018, section 4.1.
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.errors import DataError
-
 
 def importance(num_likes: NDArray[np.int64]) -> NDArray[np.float64]:
     """w_u = ln(training likes of u); a user with one like or none weighs 0."""
     return np.log(np.maximum(num_likes, 1).astype(np.float64))
 
 
-def cluster_quotas(sizes: NDArray[np.int64], num_draws: int) -> NDArray[np.int64]:
+def cluster_quotas(sizes: NDArray[np.number], num_draws: int) -> NDArray[np.int64]:
     """``(clusters,)`` draws per cluster in proportion to its size, by largest remainder; they sum to ``num_draws``.
 
     Fixed quotas keep every cluster represented in every sample, which drawing the clusters would
@@ -30,17 +28,3 @@ def cluster_quotas(sizes: NDArray[np.int64], num_draws: int) -> NDArray[np.int64
 def penalised_mass(occurrences: NDArray[np.int64], penalty: float) -> NDArray[np.float64]:
     """n_u * C^(n_u - 1): the mass of a user that stands n_u times in the pool."""
     return np.asarray(occurrences * penalty ** (occurrences - 1), dtype=np.float64)
-
-
-def cluster_of_users(factors: NDArray[np.float32], num_clusters: int, seed: int) -> NDArray[np.int32]:
-    """``(users,)`` k-means cluster of each user embedding ``(users, dim)``; rows must come in a fixed order.
-
-    Raises:
-        DataError: If there are fewer users than clusters.
-    """
-    from sklearn.cluster import KMeans
-
-    if len(factors) < num_clusters:
-        raise DataError(f"{num_clusters} clusters need as many users, got {len(factors)}; lower sampling.num_clusters")
-    model = KMeans(num_clusters, n_init=4, random_state=seed % 2**32)
-    return np.asarray(model.fit_predict(factors.astype(np.float64)), dtype=np.int32)

@@ -2,88 +2,163 @@
 
 M draws in proportion to weights w are the M earliest arrivals of independent Poisson processes
 with rates w. Each user's process has a random stream of its own, keyed by (seed, step, user_id), so
-shards can be raced apart and their earliest arrivals merged.
+shards can be raced apart and their earliest arrivals merged. Users may stand in groups, each with
+a number of draws of its own: every group is a race of its own, run in the same pass.
+
+All of it works on whole arrays; ids are looked at only to key them, and copied only for arrivals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from recranker.randomness import keys_of, uniforms
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.integer[Any]]
+
 SAFETY = 6.0
 """Standard deviations of the arrival count put on top of M when the horizon is set."""
+_USERS_AT_A_TIME = 1 << 14
+"""Users raced at a time, so that all arrays of a step stay in the cache; arrivals do not depend on it."""
+
+ARRIVALS = pa.schema([("group", pa.int32()), ("time", pa.float64()), ("user_id", pa.string())])
+"""Draws: which group's, when they arrive, and who."""
 
 
 @dataclass(frozen=True)
-class Arrivals:
-    """Draws in order of arrival: parallel arrays of length ``draws``."""
+class Field:
+    """Who runs: users, how fast each is, and in which group."""
 
-    times: NDArray[np.float64]
-    user_ids: NDArray[np.object_]
+    user_ids: pa.Array | pa.ChunkedArray
+    """``(users,)`` each user once."""
+    rates: Floats
+    """``(users,)`` weights, finite; a user with weight 0 never arrives."""
+    groups: Ints
+    """``(users,)`` group of each, from 0."""
 
-    def __len__(self) -> int:
-        return len(self.times)
+    def totals(self, num_groups: int) -> Floats:
+        """``(groups,)`` sum of the rates of each group.
+
+        Raises:
+            ValueError: If a rate is negative or no number.
+        """
+        if not (np.isfinite(self.rates) & (self.rates >= 0)).all():
+            raise ValueError(f"weights must be finite and at least 0, got {self.rates.min()} to {self.rates.max()}")
+        return np.asarray(np.bincount(self.groups, weights=self.rates, minlength=num_groups), dtype=np.float64)
 
 
-def horizon(num_draws: int, total_rate: float) -> float:
-    """A time by which ``num_draws`` arrivals have almost surely happened.
+def horizons(quotas: Ints, totals: Floats) -> Floats:
+    """``(groups,)`` times by which each group's draws have almost surely arrived; 0 for a group without draws.
+
+    Args:
+        quotas: ``(groups,)`` draws.
+        totals: ``(groups,)`` summed rates of all shards.
 
     Raises:
-        ValueError: If no user has a positive rate.
+        ValueError: If nobody in a group with draws has a positive rate.
     """
-    if total_rate <= 0:
-        raise ValueError(f"at least one user must have a positive weight, the weights sum to {total_rate}")
-    return float((num_draws + SAFETY * np.sqrt(num_draws) + SAFETY**2) / total_rate)
+    idle = np.flatnonzero((quotas > 0) & (totals <= 0))
+    if len(idle):
+        raise ValueError(f"at least one user must have a positive weight, the weights of group {idle[0]} sum to 0")
+    wanted = quotas + SAFETY * np.sqrt(quotas) + SAFETY**2
+    return np.divide(wanted, totals, out=np.zeros(len(quotas)), where=quotas > 0)
 
 
-def arrivals_until(user_ids: Sequence[str], rates: NDArray[np.float64], until: float, *key: str | int) -> Arrivals:
-    """All arrivals of these users up to time ``until``, in no particular order.
+def arrivals_until(field: Field, until: Floats, *key: str | int) -> pa.Table:
+    """ARRIVALS of these users up to their group's horizon, in no particular order.
 
     The j-th waiting time of a user is -ln(u_j) / rate, with u_j the j-th uniform of the user's stream.
 
     Args:
-        user_ids: ``(users,)``.
-        rates: ``(users,)`` weights; a user with weight 0 never arrives.
-        until: The horizon.
+        field: The users of one shard.
+        until: ``(groups,)`` the horizons.
         key: Seed and step.
     """
-    names = np.asarray(user_ids, dtype=object)
-    keys = keys_of(list(user_ids), *key)
-    racing = np.flatnonzero(rates > 0)
-    clock = np.zeros(len(names))
-    times: list[NDArray[np.float64]] = []
-    owners: list[NDArray[np.int64]] = []
-    lap = 0
-    while len(racing):
-        clock[racing] -= np.log(uniforms(keys[racing], lap)) / rates[racing]
-        racing = racing[clock[racing] <= until]
-        times.append(clock[racing])
-        owners.append(racing)
-        lap += 1
-    owner = np.concatenate(owners) if owners else np.empty(0, dtype=np.int64)
-    return Arrivals(np.concatenate(times) if times else np.empty(0), names[owner])
+    keys = keys_of(field.user_ids, *key)
+    users: list[Ints] = [np.empty(0, dtype=np.int64)]
+    times = [np.empty(0)]
+    for start in range(0, len(keys), _USERS_AT_A_TIME):
+        some = slice(start, start + _USERS_AT_A_TIME)
+        who, when = _race(keys[some], field.rates[some], until[field.groups[some]])
+        users.append(who + start)
+        times.append(when)
+    arrived = np.concatenate(users)
+    ids = field.user_ids.take(pa.array(arrived))
+    return pa.table([field.groups[arrived].astype(np.int32), np.concatenate(times), ids], schema=ARRIVALS)
 
 
-def earliest(parts: Sequence[Arrivals], num_draws: int) -> Arrivals:
-    """The ``num_draws`` earliest arrivals of all parts, in order; ties (never seen) go by user id."""
-    times = np.concatenate([part.times for part in parts])
-    names = np.concatenate([part.user_ids for part in parts])
-    order = np.lexsort((names.astype(str), times))[:num_draws]
-    return Arrivals(times[order], names[order])
+def _race(keys: NDArray[np.uint64], rates: Floats, until: Floats) -> tuple[Ints, Floats]:
+    """Who arrives, by place in ``keys``, and when; a user who comes again stands there again."""
+    users, times = [], []
+    running, clock, lap = np.arange(len(keys)), np.zeros(len(keys)), 0
+    while len(running):
+        laps = np.arange(lap, lap + max(1, _USERS_AT_A_TIME // len(running) // 4))  # few runners: many laps in one go
+        with np.errstate(divide="ignore"):  # a rate of 0 waits for ever
+            waits = -np.log(uniforms(keys[running, None], laps)) / rates[running, None]
+        waits[:, 0] += clock
+        arrives = np.add.accumulate(waits, axis=1)  # one after the other, so that laps in one go round no differently
+        who, which = np.nonzero(arrives <= until[running, None])
+        users.append(running[who])
+        times.append(arrives[who, which])
+        still = arrives[:, -1] <= until[running]
+        running, clock, lap = running[still], arrives[still, -1], lap + len(laps)
+    return np.concatenate(users), np.concatenate(times)
 
 
-def draw(user_ids: Sequence[str], rates: NDArray[np.float64], num_draws: int, *key: str | int) -> Arrivals:
-    """``num_draws`` draws with replacement in proportion to ``rates``, in order of arrival (one shard).
+def earliest(arrivals: pa.Table, quotas: Ints) -> pa.Table:
+    """The earliest arrivals of each group, as many as its quota, by group and time; ties (never seen) go by user id.
+
+    Taken again, alone or with those of other shards, it gives what all arrivals together would.
+
+    Args:
+        arrivals: ARRIVALS of one shard or several, in any order.
+        quotas: ``(groups,)`` draws.
+    """
+    ordered = arrivals.combine_chunks().sort_by([(name, "ascending") for name in ("group", "time", "user_id")])
+    groups = ordered["group"].to_numpy()
+    return ordered.filter(pa.array(places_in_groups(np.bincount(groups)) < quotas[groups]))
+
+
+def places_in_groups(sizes: Ints) -> NDArray[np.int64]:
+    """``(rows,)`` place of each row within its group, from 0, where rows stand by group."""
+    starts = np.cumsum(sizes) - sizes
+    return np.asarray(np.arange(sizes.sum()) - np.repeat(starts, sizes), dtype=np.int64)
+
+
+def earliest_of_all(arrivals_by: Callable[[Floats], pa.Table], quotas: Ints, totals: Floats) -> pa.Table:
+    """ARRIVALS that fill every group's quota, by group and time; the race is run again in the rare case that it must.
+
+    Args:
+        arrivals_by: From the groups' horizons to ARRIVALS that hold, of each group, its quota's earliest.
+        quotas: ``(groups,)`` draws.
+        totals: ``(groups,)`` summed rates of all shards.
 
     Raises:
-        ValueError: If no user has a positive rate.
+        ValueError: If nobody in a group with draws has a positive rate.
     """
-    until = horizon(num_draws, float(rates.sum()))
+    until = horizons(quotas, totals)
     while True:
-        found = earliest([arrivals_until(user_ids, rates, until, *key)], num_draws)
-        if len(found) == num_draws:
+        found = earliest(arrivals_by(until), quotas)
+        short = np.bincount(found["group"].to_numpy(), minlength=len(quotas)) < quotas
+        if not short.any():
             return found
-        until *= 2
+        until = np.where(short, 2 * until, until)
+
+
+def draw(field: Field, quotas: Ints, *key: str | int) -> pa.Table:
+    """ARRIVALS: draws with replacement in proportion to the rates, ``quotas`` of each group (one shard).
+
+    Args:
+        field: All users.
+        quotas: ``(groups,)`` draws.
+        key: Seed and step.
+
+    Raises:
+        ValueError: If nobody in a group with draws has a positive rate, or a rate is no weight.
+    """
+    return earliest_of_all(lambda until: arrivals_until(field, until, *key), quotas, field.totals(len(quotas)))

@@ -16,11 +16,19 @@ from recranker.randomness import generator
 from recranker.tasks.potential import potential
 from recranker.tasks.protocol import Answer, Candidate, Question
 from recranker.tasks.settings import MAX_SHOWN, Hint
+from recranker.tasks.wording import Templates, default_templates
 
 POSITION_WEIGHT = 0.025
 
 
-def question(shown: Sequence[Candidate], *, hint: Hint, answer_id: str | None = None, round: int = 0) -> Question:
+def question(
+    shown: Sequence[Candidate],
+    *,
+    hint: Hint,
+    answer_id: str | None = None,
+    round: int = 0,
+    templates: Templates | None = None,
+) -> Question:
     """The question about a list or a window of it, in the order shown; the hint is the order of places, as letters.
 
     With a training answer the teacher's probabilities come along, where it gives any of those shown a chance; they
@@ -37,13 +45,13 @@ def question(shown: Sequence[Candidate], *, hint: Hint, answer_id: str | None = 
     if hint != "none":
         by_place = sorted(zip(letters, shown, strict=True), key=lambda pair: pair[1].place)
         signal = f"\n[order: {' '.join(letter for letter, _ in by_place)}]"
-    text = "\n\nBest of\n" + "\n".join(lines) + signal
+    asked = (templates or default_templates()).questions.list.format(items="\n".join(lines))
     item_ids = tuple(candidate.item_id for candidate in shown)
     answer = letters[item_ids.index(answer_id)] if answer_id is not None else None
     known = [candidate.probability for candidate in shown if candidate.probability is not None]
     taught = answer_id is not None and len(known) == len(shown) and sum(known) > 0.0
     soft = tuple(one / sum(known) for one in known) if taught else None
-    return Question("listwise", text, tuple(letters), item_ids, answer, soft, round)
+    return Question("listwise", f"\n\n{asked}{signal}", tuple(letters), item_ids, answer, soft, round)
 
 
 def shuffled(candidates: Sequence[Candidate], *key: str | int) -> list[Candidate]:

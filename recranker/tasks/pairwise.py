@@ -11,6 +11,7 @@ from recranker.randomness import generator
 from recranker.tasks.potential import potential
 from recranker.tasks.protocol import Answer, Candidate, Question
 from recranker.tasks.settings import Hint, PairSchedule
+from recranker.tasks.wording import Templates, default_templates
 
 LABELS = ("No", "Yes")
 WIN, DRAW = 0.5, 0.25
@@ -18,18 +19,25 @@ MAX_FOR_ALL = 26
 """Candidates of a list of which all pairs may be asked: 325 pairs, 650 questions."""
 
 
-def question(first: Candidate, second: Candidate, *, hint: Hint, answer: str | None = None) -> Question:
+def question(
+    first: Candidate,
+    second: Candidate,
+    *,
+    hint: Hint,
+    answer: str | None = None,
+    templates: Templates | None = None,
+) -> Question:
     """The question about one ordered pair; the hint says which of the two is placed higher.
 
     With a training answer the teacher's probabilities come along, where it gives either a chance.
     """
     signal = "" if hint == "none" else f" [{'first' if first.place < second.place else 'second'}]"
-    text = f"\n\nPrefer {first.title} to {second.title}?{signal}"
+    asked = (templates or default_templates()).questions.pair.format(first=first.title, second=second.title)
     soft = None
     if answer is not None and first.probability is not None and second.probability is not None:
         either = first.probability + second.probability
         soft = (second.probability / either, first.probability / either) if either > 0.0 else None
-    return Question("pairwise", text, LABELS, (first.item_id, second.item_id), answer, soft)
+    return Question("pairwise", f"\n\n{asked}{signal}", LABELS, (first.item_id, second.item_id), answer, soft)
 
 
 def pairs(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from recranker.tasks.protocol import Answer, Candidate, Question, RatingScale
 from recranker.tasks.settings import Hint
+from recranker.tasks.wording import Templates, default_templates
 
 LIKE_LABELS = ("No", "Yes")
 POSITION_PENALTY = 0.05
@@ -21,17 +22,19 @@ def question(
     hint: Hint,
     answer: str | None = None,
     soft_labels: tuple[float, ...] | None = None,
+    templates: Templates | None = None,
 ) -> Question:
     """The question about one candidate; the hint is its place, or the predicted rating where hints are the paper's."""
-    signal = ""
+    signal, texts = "", (templates or default_templates()).questions
     if hint == "backbone" and candidate.predicted_rating is not None:
         signal = f" [predicted rating {candidate.predicted_rating:.1f}]"
     elif hint != "none":
         signal = f" [place {candidate.place}]"
     if kind == "like":
-        text = f"\n\nLike {candidate.title}?{signal}"
+        text = f"\n\n{texts.like.format(title=candidate.title)}{signal}"
         return Question("pointwise", text, LIKE_LABELS, (candidate.item_id,), answer, soft_labels)
-    text = f"\n\nRate {candidate.title} from {scale.labels[0]} to {scale.labels[-1]}.{signal}"
+    asked = texts.rating.format(title=candidate.title, lowest=scale.labels[0], highest=scale.labels[-1])
+    text = f"\n\n{asked}{signal}"
     return Question("pointwise", text, scale.labels, (candidate.item_id,), answer)
 
 

@@ -6,18 +6,20 @@ prefix that must be cut loses the oldest likes first.
 
 from collections.abc import Sequence
 
-INSTRUCTIONS = (
-    "Below is what one person liked and disliked, the most recent first. Judge what this person will enjoy next.\n"
-    "'Like X?' and 'Prefer X to Y?' are answered by Yes or No, 'Rate X' by a number, 'Best of' by a letter. "
-    "What other recommenders say stands in brackets."
-)
-"""All that questions have in common is said here, once: a question is little more than a title and its signal."""
+from recranker.tasks.wording import Templates, default_templates
 
 
-def build_prefix(liked: Sequence[str], disliked: Sequence[str]) -> str:
-    """Instructions and history; both lists hold titles, the most recent first, and may be empty."""
-    lines = [INSTRUCTIONS]
+def build_prefix(liked: Sequence[str], disliked: Sequence[str], templates: Templates | None = None) -> str:
+    """Instructions and history.
+
+    Args:
+        liked: Titles, the most recent first; may be empty.
+        disliked: Likewise.
+        templates: Texts in place of this version's own.
+    """
+    texts = (templates or default_templates()).prefix
+    lines = [texts.instructions]
     if disliked:
-        lines += ["Disliked:", *disliked]
-    lines += ["Liked:", *liked] if liked else ["Liked: nothing known yet"]
+        lines += [texts.disliked, *disliked]
+    lines += [texts.liked, *liked] if liked else [texts.nothing_liked]
     return "\n".join(lines)

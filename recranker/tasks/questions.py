@@ -8,6 +8,7 @@ from recranker.randomness import generator
 from recranker.tasks import listwise, pairwise, pointwise
 from recranker.tasks.protocol import Candidate, Question, RatingScale
 from recranker.tasks.settings import MAX_CANDIDATES, MAX_SHOWN, InstructSettings, TaskName
+from recranker.tasks.wording import Templates
 
 ALL_TASKS: tuple[TaskName, ...] = ("pointwise", "pairwise", "listwise")
 
@@ -18,6 +19,7 @@ def ranking_questions(
     scale: RatingScale,
     *key: str | int,
     tasks: Sequence[TaskName] = ALL_TASKS,
+    templates: Templates | None = None,
 ) -> tuple[Question, ...]:
     """Every question needed to rank ``candidates``: n pointwise, pairs in both orders, m shuffled lists.
 
@@ -29,6 +31,7 @@ def ranking_questions(
         scale: The data's rating scale.
         key: Keys the pairs and the shuffles, for instance ``seed, list_id``.
         tasks: The tasks to ask.
+        templates: Texts in place of this version's own.
 
     Raises:
         DataError: If two candidates have the same id.
@@ -38,16 +41,19 @@ def ranking_questions(
     hint, kind = settings.hints, settings.pointwise_answer
     questions: list[Question] = []
     if "pointwise" in tasks:
-        questions += [pointwise.question(one, kind=kind, scale=scale, hint=hint) for one in candidates]
+        questions += [
+            pointwise.question(one, kind=kind, scale=scale, hint=hint, templates=templates) for one in candidates
+        ]
     if "pairwise" in tasks:
         pairs = pairwise.pairs(candidates, settings.pair_schedule, *key, per_candidate=settings.pairs_per_candidate)
         for pair in pairs:
-            questions += [pairwise.question(*pair, hint=hint), pairwise.question(*pair[::-1], hint=hint)]
+            both = (pair, pair[::-1])
+            questions += [pairwise.question(*one, hint=hint, templates=templates) for one in both]
     if "listwise" in tasks:
         for permutation in range(settings.list_permutations):
             order, number = listwise.shuffled(candidates, *key, permutation), listwise.round_of(permutation)
             windows = listwise.windows(order, window=settings.list_window, stride=settings.list_stride)
-            questions += [listwise.question(shown, hint=hint, round=number) for shown in windows]
+            questions += [listwise.question(shown, hint=hint, round=number, templates=templates) for shown in windows]
     return tuple(questions)
 
 
@@ -58,6 +64,7 @@ def training_questions(
     settings: InstructSettings,
     scale: RatingScale,
     *key: str | int,
+    templates: Templates | None = None,
 ) -> tuple[Question, ...]:
     """Questions with answers about one rolled-back list that holds its target.
 
@@ -76,16 +83,16 @@ def training_questions(
     others = [one for one in candidates if one.item_id != target_id]
     hard = [others[index] for index in random.permutation(len(others))]
     hint = settings.hints
-    questions = _pointwise(target, hard, target_rating, settings, scale)
+    questions = _pointwise(target, hard, target_rating, settings, scale, templates)
     for other in hard[: settings.pairs]:
         if random.random() < 0.5:
-            questions.append(pairwise.question(target, other, hint=hint, answer="Yes"))
+            questions.append(pairwise.question(target, other, hint=hint, answer="Yes", templates=templates))
         else:
-            questions.append(pairwise.question(other, target, hint=hint, answer="No"))
+            questions.append(pairwise.question(other, target, hint=hint, answer="No", templates=templates))
     listed = candidates if len(candidates) <= MAX_SHOWN else [target, *hard[: settings.list_window - 1]]
     if hard:
         shown = listwise.shuffled(listed, *key)
-        questions.append(listwise.question(shown, hint=hint, answer_id=target_id))
+        questions.append(listwise.question(shown, hint=hint, answer_id=target_id, templates=templates))
     return tuple(questions)
 
 
@@ -103,17 +110,20 @@ def _pointwise(
     target_rating: float | None,
     settings: InstructSettings,
     scale: RatingScale,
+    templates: Templates | None,
 ) -> list[Question]:
     hint = settings.hints
     if settings.pointwise_answer == "rating":
         if target_rating is None:
             return []
         label = pointwise.rating_label(target_rating, scale)
-        return [pointwise.question(target, kind="rating", scale=scale, hint=hint, answer=label)]
+        return [pointwise.question(target, kind="rating", scale=scale, hint=hint, answer=label, templates=templates)]
     negatives = hard[: settings.pointwise_negatives]
     asked = [(target, "Yes"), *((other, "No") for other in negatives)]
     soft = [pointwise.soft_like(one, 1 + len(hard), len(negatives)) for one, _ in asked]
     return [
-        pointwise.question(one, kind="like", scale=scale, hint=hint, answer=answer, soft_labels=probabilities)
+        pointwise.question(
+            one, kind="like", scale=scale, hint=hint, answer=answer, soft_labels=probabilities, templates=templates
+        )
         for (one, answer), probabilities in zip(asked, soft, strict=True)
     ]

@@ -24,6 +24,10 @@ class InstructSettings(Settings):
     """Liked titles in the history, the most recent ones (RecRanker: 50)."""
     max_disliked: int = Field(default=10, ge=0)
     """Disliked titles in the history, the most recent ones (RecRanker: 10)."""
+    min_liked: int = Field(default=0, ge=0)
+    """Likes before a list without which it is put aside; 0 asks about lists of users of whom no like is known too."""
+    templates: str | None = None
+    """File with the texts of prompts, or a folder that holds just one; None takes this version's own."""
     hints: Hint = "reranker"
     """Signal in a question: the re-ranker's order, the retriever's with predicted ratings (as the paper), or none."""
     pointwise_answer: Literal["like", "rating"] = "like"
@@ -45,6 +49,15 @@ class InstructSettings(Settings):
     list_stride: int = Field(default=15, ge=1)
     """Places of the shuffle from one such question to the next, at the most; below list_window they overlap, which
     is what ties their answers together."""
+
+    @model_validator(mode="after")
+    def _enough_likes_are_shown(self) -> "InstructSettings":
+        if self.min_liked > self.max_liked:
+            raise ValueError(
+                f"instruct.min_liked {self.min_liked} must be at most instruct.max_liked {self.max_liked}, as likes "
+                "are counted as shown"
+            )
+        return self
 
     @model_validator(mode="after")
     def _windows_leave_no_gap(self) -> "InstructSettings":

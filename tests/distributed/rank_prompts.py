@@ -16,16 +16,18 @@ from recranker.distributed import cluster
 from recranker.distributed.ranking import Pool, answer_missing, collect_answers, plan_pools
 from recranker.llm.model import add_adapter, load_model
 from recranker.llm.settings import LLMSettings, LoraSettings
+from recranker.llm.token_counts import TokenCounter
 from recranker.schema import PROMPTS
 from recranker.tasks.instructions import PromptBuilder
 from recranker.tasks.protocol import RatingScale
 from recranker.tasks.settings import InstructSettings
-from tests.models import tiny_model
+from tests.models import tiny_model, tiny_tokenizer
 from tests.tables import candidate_list, candidates, draws, interactions
 
 TITLES = {f"i{n}": f"Film {'of the long summer ' * (n % 3)}{n}" for n in range(40)}
 SETTINGS = InstructSettings(list_permutations=4)
-LLM = LLMSettings(model="tiny", device="cpu", token_budget=2048)
+COUNTER = TokenCounter(tiny_tokenizer().backend_tokenizer.to_str(), 0, 0)
+LLM = LLMSettings(model="tiny", device="cpu", token_budget=4096)
 
 
 def make_prompts(num_users: int = 12) -> pa.Table:
@@ -37,7 +39,8 @@ def make_prompts(num_users: int = 12) -> pa.Table:
         items = [f"i{39 - k}" for k in range(1 + number % 5)]
         lists = [candidate_list(user, split, items[0], items, before=events) for split in ("validation", "test")]
         builder = PromptBuilder(TITLES, SETTINGS, RatingScale(1, 5), 0)
-        tables.append(builder.prompts(history, candidates(*lists), draws()).select(PROMPTS.schema.names))
+        rows = COUNTER.count(builder.prompts(history, candidates(*lists), draws()))
+        tables.append(rows.select(PROMPTS.schema.names))
     return pa.concat_tables(tables).cast(PROMPTS.schema)
 
 

@@ -22,9 +22,9 @@ from recranker.distributed.ranking import (
     answer_missing,
     collect_answers,
     cut_batches,
-    estimated_tokens,
+    tokens_to_ask,
 )
-from recranker.errors import ModelError, OutputError
+from recranker.errors import DataError, ModelError, OutputError
 from recranker.llm.model import load_adapter, load_model
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings
@@ -82,31 +82,39 @@ def assert_same(found: pa.Table, wanted: pa.Table) -> None:
             assert answer == expected
 
 
-def question(task: str, text: str, round: int = 0) -> dict[str, object]:
-    return {"task": task, "text": text, "labels": ["No", "Yes"], "item_ids": ["a"], "round": round}
+def question(task: str, tokens: int | None, round: int = 0) -> dict[str, object]:
+    asked = {"text": "?", "labels": ["No", "Yes"], "item_ids": ["a"]}
+    return {"task": task, **asked, "round": round, "tokens": tokens}
 
 
-def prompt_row(name: str, prefix: str, *questions: dict[str, object]) -> dict[str, object]:
+def prompt_row(name: str, tokens: int | None, *questions: dict[str, object]) -> dict[str, object]:
     shared = {"prompt_id": name, "list_id": name, "user_id": name, "split": "test"}
-    return {**shared, "prefix": prefix, "questions": questions}
+    return {**shared, "prefix": "p", "questions": questions, "prefix_tokens": tokens}
 
 
 def sized(*names: str) -> pa.Table:
-    table = pa.Table.from_pylist([prompt_row(name, "") for name in names], schema=PROMPTS.schema)
+    table = pa.Table.from_pylist([prompt_row(name, 0) for name in names], schema=PROMPTS.schema)
     return table.append_column("model", pa.array(["tuned"] * len(names)))
 
 
-def test_tokens_are_estimated_from_the_bytes_that_will_be_asked() -> None:
+def test_the_tokens_counted_are_those_that_will_be_asked() -> None:
     rows = [
-        prompt_row("other", "x" * 99, question("pointwise", "x" * 99)),
-        prompt_row("a", "p" * 10, question("pointwise", "four"), question("listwise", "sixsix", 1)),
-        prompt_row("b", "é" * 10, question("pairwise", "four"), question("listwise", "é")),
-        prompt_row("c", "p" * 10),
+        prompt_row("other", 99, question("pointwise", 99)),
+        prompt_row("a", 10, question("pointwise", 4), question("listwise", 6, 1)),
+        prompt_row("b", 20, question("pairwise", 4), question("listwise", 2)),
+        prompt_row("c", 10),
     ]
     table = pa.Table.from_pylist(rows, schema=PROMPTS.schema).slice(1)
-    # two bytes a token: prefix and question of a, of b (20 bytes) with two questions; c has none
-    assert estimated_tokens(table, ("pointwise", "pairwise", "listwise")).tolist() == [7, 13, 0]
-    assert estimated_tokens(table, ("listwise",)).tolist() == [0, 11, 0]  # that of a is asked later, if at all
+    assert tokens_to_ask(table, ("pointwise", "pairwise", "listwise")).tolist() == [14, 26, 0]
+    assert tokens_to_ask(table, ("listwise",)).tolist() == [0, 22, 0]  # that of a is asked later, if at all
+
+
+@pytest.mark.parametrize(
+    "row", [prompt_row("a", None, question("pairwise", 1)), prompt_row("a", 1, question("pairwise", None))]
+)
+def test_prompts_nobody_has_counted_are_refused(row: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="without token counts"):
+        tokens_to_ask(pa.Table.from_pylist([row], schema=PROMPTS.schema), ("pairwise",))
 
 
 def test_batches_hold_a_budget_and_the_longest_come_first() -> None:

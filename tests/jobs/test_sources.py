@@ -12,7 +12,8 @@ def test_a_job_reaches_what_it_calls_through_others() -> None:
         for path in reachable(JOBS / "instruct.py")
         if "jobs" not in path.parts
     }
-    assert {"tasks/pointwise.py", "distributed/datasets.py", "data/leakage/prompts.py", "randomness.py"} <= found
+    assert {"tasks/pointwise.py", "tasks/templates/__init__.py"} <= found
+    assert {"distributed/datasets.py", "data/leakage/prompts.py", "randomness.py"} <= found
     assert not {"llm/scoring.py", "tracking.py", "store.py", "tasks/settings.py"} & found
 
 
@@ -27,4 +28,15 @@ def test_a_change_anywhere_behind_a_job_changes_its_hash(tmp_path: Path, monkeyp
     (tmp_path / "recranker/tasks/other.py").write_text("d = 2\n")
     assert sources.code_hash(tmp_path / "job.py") == before
     (tmp_path / "recranker/tasks/b.py").write_text("c = 2\n")
+    assert sources.code_hash(tmp_path / "job.py") != before
+
+
+def test_the_texts_in_a_package_are_part_of_what_imports_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recranker" / "texts").mkdir(parents=True)
+    (tmp_path / "job.py").write_text("from recranker import texts\n")
+    (tmp_path / "recranker/texts/__init__.py").write_text("")
+    (tmp_path / "recranker/texts/a.toml").write_text("a = 1\n")
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    before = sources.code_hash(tmp_path / "job.py")
+    (tmp_path / "recranker/texts/a.toml").write_text("a = 2\n")
     assert sources.code_hash(tmp_path / "job.py") != before

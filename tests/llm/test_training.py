@@ -133,7 +133,7 @@ def test_loss_falls_on_a_rule_that_can_be_learned(model_path: Path) -> None:
     reports = list(train(PlainEngine(lm, settings), lm, toy_prompts(8), settings, LLM, 0))
     assert [report.step for report in reports] == list(range(1, 17))
     assert reports[-1].loss < 0.2 < 0.6 < reports[0].loss
-    assert set(reports[0].task_losses) == {"pointwise", "pairwise", "listwise"}
+    assert {task for report in reports[:2] for task in report.task_losses} == {"pointwise", "pairwise", "listwise"}
     assert reports[1].tokens > reports[0].tokens > 0
 
 

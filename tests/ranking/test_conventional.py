@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from recranker.errors import DataError, SettingsError
-from recranker.randomness import key_of
+from recranker.randomness import keys_of
 from recranker.ranking import conventional
 from recranker.ranking.choice import starts_of
 from recranker.ranking.conventional import PARTS, conventional_scores, fit_and_score, target_places
@@ -83,7 +83,7 @@ def test_a_training_list_is_scored_by_models_that_have_not_seen_its_user() -> No
     """Turning one part's targets round changes scores everywhere but in the training lists of that part's users."""
     one = shop()
     rows = one.lists.to_pylist()
-    part = {row["user_id"]: key_of(0, "reranker", row["user_id"]) % PARTS for row in rows}
+    part = {row["user_id"]: int(keys_of([row["user_id"]], 0, "reranker")[0]) % PARTS for row in rows}
     for row in rows:
         if part[row["user_id"]] == 2 and row["split"] == "train":
             row["target_id"] = next(item for item in row["candidate_ids"] if item != row["target_id"])
@@ -133,7 +133,7 @@ def test_lists_of_too_few_users_fit_nothing(caplog: pytest.LogCaptureFixture) ->
     one = shop()
     rows = one.lists.to_pylist()
     for row in rows:
-        row["hit"] = row["hit"] and key_of(0, "reranker", row["user_id"]) % PARTS < 2
+        row["hit"] = row["hit"] and int(keys_of([row["user_id"]], 0, "reranker")[0]) % PARTS < 2
     settings = ConventionalSettings(models=("logistic",), min_lists=10)
     found, _, _ = scored(replace(one, lists=pa.Table.from_pylist(rows, schema=one.lists.schema)), settings)
     assert found == {}

@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 
-from recranker.errors import DataError
-from recranker.sampling.adaptive import cluster_of_users, cluster_quotas, importance, penalised_mass
+from recranker.sampling.adaptive import cluster_quotas, importance, penalised_mass
 
 
 def test_importance_is_the_natural_logarithm_of_likes() -> None:
@@ -17,17 +15,4 @@ def test_quotas_follow_cluster_sizes_and_lose_no_draw() -> None:
     # 10 draws over sizes 5, 3, 1: exact shares 5.56, 3.33, 1.11; the largest remainder goes up.
     assert cluster_quotas(np.array([5, 3, 1]), 10).tolist() == [6, 3, 1]
     assert cluster_quotas(np.array([1, 1, 1]), 7).sum() == 7
-
-
-def test_clusters_find_separate_groups_of_embeddings() -> None:
-    random = np.random.default_rng(0)
-    centres = np.repeat(np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], np.float32), 20, axis=0)
-    clusters = cluster_of_users(centres + random.normal(0, 0.1, centres.shape).astype(np.float32), 3, seed=0)
-    groups = clusters.reshape(3, 20)
-    assert (groups == groups[:, :1]).all()
-    assert len(set(groups[:, 0])) == 3
-
-
-def test_more_clusters_than_users_are_refused() -> None:
-    with pytest.raises(DataError, match=r"sampling\.num_clusters"):
-        cluster_of_users(np.zeros((2, 4), np.float32), 3, seed=0)
+    assert cluster_quotas(np.array([3, 0]), 7).tolist() == [7, 0]

@@ -16,6 +16,7 @@ from recranker.store import Origin, Store
 from recranker.tasks.prefix import build_prefix
 from recranker.tasks.protocol import Candidate, Prompt, RatingScale
 from recranker.tasks.questions import ranking_questions
+from recranker.tasks.wording import default_templates
 from serve.settings import ServeSettings
 from tests.models import tiny_model
 
@@ -42,9 +43,11 @@ def finished_run(folder: Path) -> ServeSettings:
 
 
 def publish_rank(store: Store, job: JobSettings) -> None:
-    """What serving reads of the stages 'prepare' and 'rank'."""
+    """What serving reads of the stages 'prepare', 'instruct' and 'rank'."""
     with store.publish("prepare", ORIGIN) as writer:
         writer.facts.update(asdict(MEANING))
+    with store.publish("instruct", ORIGIN) as writer:
+        writer.facts["templates"] = default_templates().model_dump()
     with store.publish("rank", ORIGIN) as writer:
         fusion = {"preset": job.ranking.preset, "weights": WEIGHTS}
         (writer.files("fusion") / "weights.json").write_text(json.dumps(fusion))

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from recranker.randomness import generator
 from recranker.tasks.instructions import PromptBuilder, to_prompts
 from recranker.tasks.protocol import Answer, Prompt
+from recranker.tasks.wording import Templates, default_templates
 from serve.messages import RankRequest
 from serve.ranking import RefusedError, answers_of, ask, questions_of, respond
 from serve.settings import ServeSettings
@@ -26,6 +27,7 @@ def served(**changes: Any) -> ServedRun:
         "seed": JOB.seed,
         "llm": JOB.llm,
         "instruct": JOB.instruct,
+        "templates": default_templates(),
         "data": JOB.data,
         "meaning": MEANING,
         "tasks": JOB.tune.tasks,
@@ -51,6 +53,15 @@ def fake_answers(prompt: Prompt) -> list[Answer]:
 
 def all_answers(asked: Any) -> dict[Any, list[Answer]]:
     return {task: fake_answers(prompt) for task, prompt in asked.prompts.items()}
+
+
+def test_a_request_is_worded_as_the_run_was_tuned() -> None:
+    texts = default_templates().model_dump()
+    texts["prefix"]["nothing_liked"], texts["questions"]["like"] = "Gemocht: nichts", "Gefällt {title}?"
+    run = served(templates=Templates.model_validate(texts))
+    prompt = ask(request(), run, LIMITS).prompts["pointwise"]
+    assert prompt.prefix.endswith("\nGemocht: nichts")
+    assert prompt.questions[0].text.startswith("\n\nGefällt Film 0?")
 
 
 def test_a_request_becomes_the_pipelines_prompt() -> None:

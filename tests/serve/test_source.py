@@ -46,6 +46,14 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         read_run(settings)
 
 
+def test_a_run_without_its_texts_is_refused(tmp_path: Path) -> None:
+    store = published(tmp_path)
+    with store.publish("instruct", ORIGIN) as writer:
+        writer.facts["hints"] = "reranker"
+    with pytest.raises(SettingsError, match=r"instruct \(run it again\): setting 'version' is missing"):
+        read_run(ServeSettings(run="toy", home=str(tmp_path)))
+
+
 def test_a_run_tuned_again_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
     store = published(tmp_path)
     run = read_run(ServeSettings(run="toy", home=str(tmp_path)))

@@ -102,7 +102,9 @@ def _orders(asked: Asked, place: Ints) -> None:
     letters = column(opened(taken(asked.labels, rows))[1])
     order = np.lexsort((place[shown], asked.question[shown]))
     offsets = np.append(0, np.cumsum(asked.count[rows]))
-    due = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(letters[order])), " ")
+    due = pc.binary_join(
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(letters[order], pa.string())), " "
+    )
     said = pc.struct_field(pc.extract_regex(taken(asked.texts, rows), ORDER), "said")
     wrong = ~column(pc.fill_null(pc.equal(said, due), False)).astype(bool)
     trap = "the order quoted in a listwise question is not the signal's"

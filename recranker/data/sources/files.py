@@ -14,10 +14,21 @@ from recranker.data.sources import raw
 from recranker.data.sources.catalogue import SourceFacts
 from recranker.data.sources.delimited import Column, read_delimited, shown_names
 from recranker.data.sources.raw import shown
-from recranker.data.sources.rows import Rows, is_text, quarantined, with_ids, with_numbers, with_times, wrong_type
+from recranker.data.sources.rows import (
+    Rows,
+    from_1970,
+    is_text,
+    quarantined,
+    with_ids,
+    with_numbers,
+    with_text,
+    with_times,
+    wrong_type,
+)
 from recranker.data.sources.settings import BadRows, FilesSource, TextFormat
 from recranker.data.sources.text import cannot_be_read, located
 from recranker.errors import DataError
+from recranker.parquet import Door, ParquetLimits, parquet_files
 
 FACTS = SourceFacts(
     kind="files",
@@ -75,12 +86,13 @@ def _order(source: FilesSource) -> raw.Order:
 def _events(source: FilesSource, wanted: dict[str, Column]) -> Rows:
     """Of schema ``raw.INTERACTIONS``, and the split where there is one."""
     decimal = source.interactions_format.decimal
-    rows = _read(source.interactions, source.interactions_format, wanted, source.on_bad_rows)
+    rows = _read(source.interactions, source.interactions_format, wanted, source)
     rows = with_ids(rows, "user_id", "item_id")
     if "rating" in wanted:
         rows = with_numbers(rows, "rating", decimal=decimal)
     if "timestamp" in wanted:
         rows = with_times(rows, "timestamp", source.time_unit, source.date_format, decimal=decimal)
+        rows = from_1970(rows, "timestamp", source.time_unit)
     if "split" not in wanted:
         return _filled(rows, raw.INTERACTIONS)
     return _filled(_as_text(rows, "split"), raw.INTERACTIONS.append(pa.field("split", pa.string())))
@@ -88,7 +100,7 @@ def _events(source: FilesSource, wanted: dict[str, Column]) -> Rows:
 
 def _items(source: FilesSource, wanted: dict[str, Column]) -> Rows:
     """Of schema ``raw.ITEMS``."""
-    rows = with_ids(_read(source.items, source.items_format, wanted, source.on_bad_rows), "item_id")
+    rows = with_ids(_read(source.items, source.items_format, wanted, source), "item_id")
     rows = _as_text(rows, "title")
     return _filled(_genres(rows, source.genre_separator) if "genres" in wanted else rows, raw.ITEMS)
 
@@ -100,7 +112,7 @@ def _filled(rows: Rows, schema: pa.Schema) -> Rows:
     return replace(rows, table=pa.table(columns, schema=schema))
 
 
-def _read(path: str, written: TextFormat, wanted: dict[str, Column], policy: BadRows) -> Rows:
+def _read(path: str, written: TextFormat, wanted: dict[str, Column], source: FilesSource) -> Rows:
     """The wanted columns of a text or .parquet file, or of a folder of .parquet files."""
     try:
         filesystem, inner = located(path)
@@ -110,29 +122,39 @@ def _read(path: str, written: TextFormat, wanted: dict[str, Column], policy: Bad
     if kind == fs.FileType.NotFound:
         raise DataError(f"'{path}' is not there; set data.source.interactions and data.source.items to your files")
     if kind == fs.FileType.File and inner.lower().removesuffix(".gz").endswith(TEXT_ENDINGS):
-        return read_delimited(path, written, wanted, policy)
+        return read_delimited(path, written, wanted, source.on_bad_rows)
     if kind == fs.FileType.File and not inner.lower().endswith(".parquet"):
         endings = ", ".join(TEXT_ENDINGS)
         raise DataError(
             f"'{path}' must end in {endings} (or .gz after it) or .parquet, or be a folder of .parquet files"
         )
-    return _read_parquet(filesystem, inner, path, wanted, policy)
+    return _read_parquet(filesystem, inner, path, wanted, source.on_bad_rows, source.parquet)
 
 
 def _read_parquet(
-    filesystem: fs.FileSystem, inner: str, path: str, wanted: Mapping[str, Column], policy: BadRows
+    filesystem: fs.FileSystem,
+    inner: str,
+    path: str,
+    wanted: Mapping[str, Column],
+    policy: BadRows,
+    limits: ParquetLimits,
 ) -> Rows:
-    try:
-        found = ds.dataset(inner, format="parquet", filesystem=filesystem)
-        if not found.files:
-            raise DataError(f"'{path}' is a folder without .parquet files; set the path to your files")
-        _require(path, wanted, found.schema.names)
-        read = found.to_table(columns=list(dict.fromkeys(one.name for one in wanted.values())))
-    except (pa.ArrowException, OSError) as error:
-        raise cannot_be_read(path, error) from None
-    table = pa.table({ours: _plain(read[one.name]) for ours, one in wanted.items()})
     names = {ours: one.name for ours, one in wanted.items()}
-    return Rows(f"'{path}'", table, np.arange(1, table.num_rows + 1), policy, "row", names=names)
+    door = Door(filesystem, limits, "if the file is what you meant, raise data.source.parquet.{}")
+    try:
+        files = parquet_files(filesystem, inner)
+        if not files:
+            raise DataError(f"'{path}' is a folder without .parquet files; set the path to your files")
+        sections = door.admit(files, list(names.values()))
+        found = ds.dataset(files, format="parquet", filesystem=filesystem)
+        _require(path, wanted, found.schema.names)
+        read = found.to_table(columns=list(dict.fromkeys(names.values())))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise cannot_be_read(path, error) from None
+    table = pa.table({ours: _plain(read[name]) for ours, name in names.items()})
+    numbers = np.arange(1, table.num_rows + 1)
+    rows = Rows(f"'{path}'", table, numbers, policy, "row", names=names, sections=sections)
+    return with_text(rows, *(name for name in names if _holds_text(table[name].type)))
 
 
 def _require(path: str, wanted: Mapping[str, Column], found: list[str]) -> None:
@@ -146,6 +168,11 @@ def _require(path: str, wanted: Mapping[str, Column], found: list[str]) -> None:
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_text(kind.value_type if nested else kind)
 
 
 def _as_text(rows: Rows, name: str) -> Rows:

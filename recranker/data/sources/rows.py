@@ -4,7 +4,7 @@ A row that is broken (too few fields, not text, no number, no id) ends the job w
 out, counted, and kept with its place and reason. What is wrong with a file as a whole always ends the job.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -18,6 +18,7 @@ from recranker.data.sources import raw
 from recranker.data.sources.raw import shown
 from recranker.data.sources.settings import BadRows
 from recranker.errors import DataError
+from recranker.parquet import Section
 
 ASIDE = pa.schema([pa.field("row", pa.string()), pa.field("reason", pa.string())])
 UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -42,6 +43,8 @@ class Rows:
     """Schema ``ASIDE``."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Our column name -> the file's own, for complaints."""
+    sections: Sequence[Section] = ()
+    """The row groups that ``numbers`` run through, where the rows come from Parquet."""
 
     @property
     def read(self) -> int:
@@ -65,6 +68,20 @@ class Rows:
         """The same rows with one column replaced."""
         return replace(self, table=self.table.set_column(self.table.schema.get_field_index(name), name, values))
 
+    def places(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Where the rows of these numbers stand, as complaints say it; in Parquet rows are counted file by file."""
+        if not self.sections:
+            return [f"{self.file} {self.unit} {number}" for number in numbers]
+        ends = np.cumsum([section.rows for section in self.sections])
+        found = [self.sections[place] for place in np.searchsorted(ends, numbers)]
+        before: dict[str, int] = {}
+        for end, section in zip(ends, self.sections, strict=True):
+            before.setdefault(section.file, int(end) - section.rows)
+        return [
+            f"'{section.file}' row group {section.number}, row {number - before[section.file]}"
+            for section, number in zip(found, numbers, strict=True)
+        ]
+
     def column(self, name: str) -> str:
         """How a complaint speaks of a column."""
         return f"column {shown(self.names.get(name, name))}"
@@ -76,7 +93,7 @@ def set_aside(rows: Rows, numbers: NDArray[np.int64], reason: str, quoted: list[
     Raises:
         DataError: If they are not to be quarantined.
     """
-    places = [f"{rows.file} {rows.unit} {number}" for number in numbers]
+    places = rows.places(numbers)
     if quoted is not None:
         places = [f"{place} ({shown(value)})" for place, value in zip(places, quoted, strict=True)]
     if rows.policy == "refuse":
@@ -156,6 +173,25 @@ def with_times(rows: Rows, name: str, unit: str, date_format: str | None = None,
     return rows.with_column(name, seconds).without(bad, f"{rows.column(name)} must hold {needed}", values)
 
 
+def with_text(rows: Rows, *names: str) -> Rows:
+    """``rows`` whose text, alone or in lists, is UTF-8; those with other bytes set aside.
+
+    Raises:
+        DataError: If a row is not to be quarantined.
+    """
+    for name in names:
+        bad = [_not_utf8(chunk) for chunk in rows.table[name].chunks]
+        rows = rows.without(np.concatenate([np.empty(0, bool), *bad]), f"{rows.column(name)} must hold UTF-8 text")
+    return rows
+
+
+def from_1970(rows: Rows, name: str, unit: str) -> Rows:
+    """``rows`` without those whose time lies before 1970, or whose place in the history before the first."""
+    needed = "places from 0 on" if unit == "position" else "UTC seconds from 0 on, that is from 1970"
+    early = column(pc.less(rows.table[name], 0)).astype(np.bool_)
+    return rows.without(early, f"{rows.column(name)} must hold {needed}", rows.table[name])
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -169,6 +205,27 @@ def wrong_type(rows: Rows, name: str, needed: str) -> DataError:
         f"{rows.file}: {rows.column(name)} must hold {needed}, got {str(values.type)[:60]} (for instance {example}); "
         "convert it or name another"
     )
+
+
+def _not_utf8(chunk: pa.Array) -> NDArray[np.bool_]:
+    """``(rows,)``; Arrow takes a file's word for it that text is text."""
+    try:
+        chunk.validate(full=True)
+        return np.zeros(len(chunk), dtype=np.bool_)
+    except pa.ArrowInvalid:
+        nested = not is_text(chunk.type)
+        bad = np.zeros(len(chunk), dtype=np.bool_)
+        values = pc.list_flatten(chunk) if nested else chunk
+        wrong = np.array([not _decodes(one) for one in values.cast(pa.large_binary()).to_pylist()], dtype=np.bool_)
+        bad[column(pc.list_parent_indices(chunk))[wrong] if nested else wrong] = True
+        return bad
+
+
+def _decodes(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _refuse_unclosed(rows: Rows, name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from recranker.parquet import ParquetLimits
 from recranker.settings import Settings
 
 BadRows = Literal["refuse", "quarantine"]
@@ -146,6 +147,8 @@ class FilesSource(LineSource):
     """How ``interactions`` is written, where it is text."""
     items_format: TextFormat = TextFormat()
     """How ``items`` is written, where it is text."""
+    parquet: ParquetLimits = ParquetLimits()
+    """What either may hold, where it is Parquet."""
 
 
 Source = Annotated[

@@ -104,7 +104,10 @@ def test_a_title_may_hold_quotes_commas_and_line_breaks(tmp_path: Path) -> None:
             r"row 2 \(''\): column 'rating' must hold a number",
         ),
         ("user_id,item_id,rating,timestamp\nu,a,0,1\nv,b,6,1\n", r"2 rows do not \(row 1: 0.0\); set data.rating_min"),
-        ("user_id,item_id,rating,timestamp\nu,a,4,-1\n", r"column 'timestamp' must hold UTC seconds.*row 1: -1"),
+        (
+            "user_id,item_id,rating,timestamp\nu,a,4,-1\n",
+            r"row 1 \(-1\): column 'timestamp' must hold UTC seconds from 0 on",
+        ),
         (
             "user_id,item_id,rating,timestamp\nu,a,4,1700000000000\n",
             "set data.source.time_unit to the unit of this file",

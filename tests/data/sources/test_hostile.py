@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from recranker.data.sources.raw import RawData, checked
 from recranker.data.sources.registry import read_source
 from recranker.data.sources.settings import Source
 from recranker.errors import DataError
+from tests import bombs
 
 HEAD = "user_id,item_id,rating,timestamp\n"
 GOOD = HEAD + "u,a,4,10\nv,b,2.5,20\n"
@@ -113,7 +115,6 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         "'rating' must hold numbers, got timestamp",
     ),
     "Parquet without rows": ("x.parquet", _parquet(_table().slice(1)), "needed a row per interaction, found none"),
-    "times before 1970": ("x.csv", (HEAD + "u,a,4,-5\n").encode(), r"must hold UTC seconds from 0 to .* \(row 1: -5\)"),
     "times in milliseconds": ("x.csv", (HEAD + "u,a,4,1700000000000\n").encode(), "set data.source.time_unit"),
     "a time of 10^300": ("x.csv", (HEAD + "u,a,4,1e300\n").encode(), "must hold UTC seconds from 0 to"),
     "ratings off the scale": ("x.csv", (HEAD + "u,a,11,1\nu,b,0,1\n").encode(), "within 1 and 5, 2 rows do not"),
@@ -138,8 +139,33 @@ BROKEN_ROWS: dict[str, tuple[bytes, str]] = {
     "no rating": (b"w,a,,10\n", "column 'rating' must hold a number"),
     "no time": (b"w,a,4,\n", "column 'timestamp' must hold UTC time as a number (s since 1970)"),
     "infinity for a time": (b"w,a,4,inf\n", "column 'timestamp' must hold UTC time as a number (s since 1970)"),
+    "a time before 1970": (b"w,a,4,-5\n", "column 'timestamp' must hold UTC seconds from 0 on, that is from 1970"),
     "a date for a time": (b"w,a,4,2020-01-01\n", "column 'timestamp' must hold UTC time as a number (s since 1970)"),
 }
+
+BROKEN_CELLS: dict[str, tuple[str, pa.Array, str]] = {
+    "NaN": ("rating", pa.array([4.0, float("nan"), 1.0]), "row 2 (nan): column 'rating' must hold a number"),
+    "infinity": ("rating", pa.array([4.0, float("inf"), 1.0]), "row 2 (inf): column 'rating' must hold a number"),
+    "no rating": ("rating", pa.array([4.0, None, 1.0]), "row 2 (None): column 'rating' must hold a number"),
+    "before 1970": (
+        "timestamp",
+        pa.array([1, -5, 2]),
+        "row 2 (-5): column 'timestamp' must hold UTC seconds from 0 on",
+    ),
+    "before 1970, as a date": (
+        "timestamp",
+        pa.array([1, -5, 2], pa.timestamp("s")),
+        "row 2 (-5): column 'timestamp' must hold UTC seconds from 0 on",
+    ),
+    "no time": ("timestamp", pa.array([1, None, 2]), "row 2 (None): column 'timestamp' must hold UTC time"),
+    "no user": ("user_id", pa.array(["u", None, "x"]), "row 2 (None): column 'user_id' must hold an id of 1 to 1000"),
+    "a user that is no text": (
+        "user_id",
+        pa.array([b"u", b"Zo\xeb", b"x"]).view(pa.string()),
+        "row 2: column 'user_id' must hold UTF-8 text",
+    ),
+}
+"""What is wrong with one cell of a Parquet file, and the complaint."""
 
 BROKEN_LINES: dict[str, tuple[bytes, str]] = {
     "cut short": (REVIEW[:40].encode(), "the line must be a JSON object"),
@@ -251,6 +277,70 @@ def test_a_folder_of_parquet_files_that_differ_is_refused(tmp_path: Path) -> Non
     (tmp_path / "items.csv").write_text(ITEMS)
     source = {"kind": "files", "interactions": str(folder), "items": str(tmp_path / "items.csv")}
     _refused(lambda: _read(source | COLUMNS), "x' cannot be read: ")
+
+
+@pytest.mark.parametrize("case", BROKEN_CELLS)
+def test_a_broken_cell_of_parquet_is_named_by_file_row_group_and_column(tmp_path: Path, case: str) -> None:
+    name, values, complaint = BROKEN_CELLS[case]
+    table = pa.table(
+        {"user_id": list("uvx"), "item_id": list("aba"), "rating": [4.0, 5.0, 1.0], "timestamp": [1, 2, 3]}
+    )
+    table = table.set_column(table.schema.get_field_index(name), name, values)
+    folder = tmp_path / "events"
+    folder.mkdir()
+    for part in "ab":  # only the second is broken
+        rows = table if part == "b" else table.take([0, 2])
+        pq.write_table(rows, folder / f"{part}.parquet", row_group_size=1)
+    (tmp_path / "items.csv").write_text(ITEMS)
+    source = {"kind": "files", "interactions": str(folder), "items": str(tmp_path / "items.csv"), **COLUMNS}
+    place = f"'{folder}/b.parquet' row group 1, {complaint}"
+    _refused(lambda: _read(source), re.escape(place))
+    raw = _read(source | {"on_bad_rows": "quarantine"})
+    assert raw.interactions["user_id"].to_pylist() == list("uxux")
+    row, reason = raw.quarantined["row"].to_pylist(), raw.quarantined["reason"].to_pylist()
+    assert f"{row[0]}: {reason[0]}".startswith(place)
+    assert raw.accounts["interactions_quarantined"] == len(row) == 1
+
+
+@pytest.mark.parametrize("column", ["title", "genres"])
+def test_text_of_items_that_is_no_utf8_is_named(tmp_path: Path, column: str) -> None:
+    bad = pa.array([b"Alpha", b"Caf\xe9"]).view(pa.string())
+    genres = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), bad)
+    columns = {"item_id": ["a", "b"], "title": ["Alpha", "Beta"], "genres": [["X"], []]}
+    pq.write_table(pa.table(columns | {column: bad if column == "title" else genres}), tmp_path / "i.parquet")
+    (tmp_path / "x.csv").write_text(GOOD)
+    source = {"kind": "files", "interactions": str(tmp_path / "x.csv"), "items": str(tmp_path / "i.parquet")}
+    source |= {"genres_column": "genres", **COLUMNS}
+    _refused(lambda: _read(source), f"i.parquet' row group 0, row 2: column '{column}' must hold UTF-8 text; mend")
+    assert _read(source | {"on_bad_rows": "quarantine"}).items["item_id"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (bombs.extension, "a column of an extension type, which may run code"),
+        (bombs.deep, "columns are nested 33 deep"),
+        (bombs.lying_pages, "column 'rating': its pages hold 8388608 values"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["refuse", "quarantine"])
+def test_parquet_that_must_not_be_loaded_is_refused(
+    tmp_path: Path, make: Callable[[Path], None], message: str, policy: str
+) -> None:
+    make(tmp_path / "y.parquet")
+    content = (tmp_path / "y.parquet").read_bytes()
+    _refused(lambda: _files(tmp_path, "x.parquet", content, policy), f"x.parquet'.*{message}")
+
+
+def test_limits_of_parquet_are_settings(tmp_path: Path) -> None:
+    pq.write_table(
+        _table(user_id=["u", "v"], item_id=["a", "b"], rating=[4, 5], timestamp=[1, 2]), tmp_path / "x.parquet"
+    )
+    (tmp_path / "items.csv").write_text(ITEMS)
+    source = {"kind": "files", "interactions": str(tmp_path / "x.parquet"), "items": str(tmp_path / "items.csv")}
+    assert _read(source | COLUMNS | {"parquet": {"max_rows": 2}}).rows_read == 2
+    message = "2 rows, allowed are 1; if the file is what you meant, raise data.source.parquet.max_rows"
+    _refused(lambda: _read(source | COLUMNS | {"parquet": {"max_rows": 1}}), message)
 
 
 @pytest.mark.parametrize("scheme", ["nowhere://x.csv", "file://host/x.csv", "://"])

@@ -1,0 +1,1 @@
+"""Versioned texts of prompts; ``tasks.wording`` reads them."""
