@@ -259,15 +259,15 @@ def write_prompts(
             parts.write(int(bucket_of(rows["user_id"].slice(0, 1), buckets)[0]), rows)
         return _report(rows, tables["lists"], sample_of)
 
-    made, sampled = Made(), []
+    made, lists, prompts = Made(), [SCHEMAS["lists"].empty_table()], [PROMPTS.schema.empty_table()]
     for report in by_users(source.tables(), SCHEMAS, work, buckets).iter_rows():
         reasons = Counter(dict(zip(report["reasons"], report["counts"], strict=True)))
         made.prompts, made.tokens = made.prompts + report["prompts"], made.tokens + report["tokens"]
         made.reasons += reasons
-        sampled.append((report["sampled_lists"], report["sampled_prompts"]))
+        lists.append(from_bytes(report["sampled_lists"]))
+        prompts.append(from_bytes(report["sampled_prompts"]))
         on_rows(report["prompts"] + reasons.total())
-    lists, prompts = (pa.concat_tables(map(from_bytes, one)) for one in zip(*sampled, strict=True))
-    maker.check_over_all(lists, prompts)
+    maker.check_over_all(pa.concat_tables(lists), pa.concat_tables(prompts))
     made.check(source.rows, there=parts.rows())
     return made
 

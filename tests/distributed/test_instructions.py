@@ -85,6 +85,7 @@ def test_a_bucket_with_nothing_to_compare_passes_the_gate() -> None:
     for lists in (candidates(), candidates(alone)):
         rows = MAKER.make({"events": events, "lists": lists, "draws": draws("u")})
         assert rows["reason"].to_pylist()[0] == "no training list holds its target"
+        MAKER.check_over_all(lists, prompts_in(rows))
 
 
 def test_what_one_user_cannot_show_is_checked_over_all() -> None:
