@@ -1,5 +1,8 @@
 """Prompts made by workers are those made in one place, for any files, blocks and buckets; none is lost unseen."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -158,3 +161,19 @@ def test_a_leak_seen_by_a_worker_ends_the_job_as_its_own_error(tmp_path: Path) -
         build_prompts(source_of(events, lists, draws("u"), blocks=1), MAKER, at_least=1)
     line = str(users_error(error.value))
     assert line.startswith("a training prompt shows the user's own validation or test target: user 'u', item 'i2'")
+
+
+@pytest.mark.ray
+def test_two_nodes_make_the_prompts_of_one(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.two_nodes", str(tmp_path)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    hashes = [logical_hash(table, schema) for table, schema in zip(expected(), (PROMPTS, QUARANTINE), strict=True)]
+    assert done.stdout.split()[-3:] == ["2", *hashes]
