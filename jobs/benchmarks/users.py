@@ -1,6 +1,7 @@
 """Real users with long histories, their candidates from EASE, and the prompts that rank these."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 
 from jobs.benchmarks.settings import RankingBenchmark
 from recranker.backbones.candidates import FoldFits, Scale, describe, held_out_targets, make_offers
-from recranker.backbones.events import index_interactions
+from recranker.backbones.events import Interactions, index_interactions
 from recranker.backbones.fits import fit_closed_form
 from recranker.backbones.folds import Fold, data_of
 from recranker.backbones.rating_predictor import constant_ratings
@@ -44,28 +45,32 @@ class Users:
 
     def prompts(self, num_candidates: int, asked: InstructSettings) -> list[Prompt]:
         """One per user, in the order of ``user_ids``."""
-        lists = self._lists(num_candidates)
         rating_scale = RatingScale(self.scale.lowest, self.scale.highest)
         builder = PromptBuilder(self.titles, asked, rating_scale, self.settings.seed)
-        return [self._prompt(builder, lists, user_id) for user_id in self.user_ids]
+        events = self.interactions.filter(pc.is_in(self.interactions["user_id"], value_set=pa.array(self.user_ids)))
+        made = builder.prompts(events, self._lists(num_candidates), DRAWS.schema.empty_table())
+        return to_prompts(made.take(pc.index_in(pa.array(self.user_ids), value_set=made["user_id"].combine_chunks())))
 
     def titles_of(self, item_ids: Sequence[str]) -> list[str]:
         """Their titles."""
         return [self.titles[item_id] for item_id in item_ids]
 
-    def _prompt(self, builder: PromptBuilder, lists: pa.Table, user_id: str) -> Prompt:
-        events, asked = (one.filter(pc.equal(one["user_id"], user_id)) for one in (self.interactions, lists))
-        return to_prompts(builder.prompts(events, asked, DRAWS.schema.empty_table()))[0]
+    @cached_property
+    def _indexed(self) -> Interactions:
+        return index_interactions(self.interactions)
+
+    @cached_property
+    def _fits(self) -> FoldFits:
+        """EASE on all training likes; no ratings are predicted."""
+        full = Fold("full", self._indexed.rows("train"), self._indexed.rows("train")[:0])
+        data = data_of(self._indexed, full)
+        ratings = constant_ratings(data.num_users, data.num_items, self.scale.like)
+        return FoldFits(full, data, fit_closed_form(data, EASESettings(), self.settings.seed), ratings, {})
 
     def _lists(self, num_candidates: int) -> pa.Table:
         """Test lists of EASE, whose order is quoted as the hint."""
-        interactions = index_interactions(self.interactions)
-        full = Fold("full", interactions.rows("train"), interactions.rows("train")[:0])
-        data = data_of(interactions, full)
-        ratings = constant_ratings(data.num_users, data.num_items, self.scale.like)
-        fits = FoldFits(full, data, fit_closed_form(data, EASESettings(), self.settings.seed), ratings, {})
-        targets = held_out_targets(interactions, "test", validation_in_history=True)
-        offers = make_offers(interactions, targets, fits, num_candidates=num_candidates)
-        lists = describe(interactions, targets, fits, offers, self.scale).table
+        targets = held_out_targets(self._indexed, "test", validation_in_history=True)
+        offers = make_offers(self._indexed, targets, self._fits, num_candidates=num_candidates)
+        lists = describe(self._indexed, targets, self._fits, offers, self.scale).table
         lists = lists.filter(pc.is_in(lists["user_id"], value_set=pa.array(self.user_ids)))
         return lists.append_column("reranker_scores", lists["backbone_scores"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recranker.llm.encoding import Tree, encode_all
 from recranker.llm.model import LanguageModel, load_model
-from recranker.llm.packing import answer_logits, pack_parts, passes
+from recranker.llm.packing import alone_logits, answer_logits, pack_parts, passes
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
@@ -122,10 +122,7 @@ def measure_trees(model: str, settings: LLMSettings, prompts: Sequence[Prompt], 
         for parts in passes(trees, settings.token_budget, {}, can_keep=True):
             packed = pack_parts(parts)
             for index, number, found in zip(packed.trees, packed.numbers, answer_logits(lm, packed), strict=True):
-                tree = trees[index]
-                ids = torch.tensor([tree.prefix_ids + tree.branches[number].token_ids])
-                alone = lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-                wanted = alone[tree.branches[number].label_ids].float()
+                wanted = alone_logits(lm, trees[index], trees[index].branches[number])
                 difference = torch.log_softmax(found, -1) - torch.log_softmax(wanted, -1)
                 worst = max(worst, float(difference.abs().max()))
     return worst

@@ -75,6 +75,11 @@ class Bin:
     keep: Tensor
     """``(branches, longest)`` bool, False on padding."""
 
+    @cached_property
+    def places(self) -> Tensor:
+        """``(tokens,)`` place in the row of all that is no padding; the same in every layer."""
+        return self.gather[self.keep]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -203,9 +208,8 @@ def attention_by_parts(
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     for one in layout.bins:
         own, own_sums = _flash(*(part[one.gather].transpose(1, 2) for part in rows), causal=True, scale=scale)
-        places = one.gather[one.keep]
-        weights = torch.sigmoid(own_sums[one.keep] - sums_TH[places]).to(own.dtype)
-        out_THD[places] = torch.lerp(shared_THD[places], own[one.keep], weights[..., None])
+        weights = torch.sigmoid(own_sums[one.keep] - sums_TH[one.places]).to(own.dtype)
+        out_THD[one.places] = torch.lerp(shared_THD[one.places], own[one.keep], weights[..., None])
     return out_THD[None]
 
 

@@ -62,9 +62,9 @@ class Decoder:
             layout: How the row is made of trees.
             answers: ``(Q,)`` places in the row.
         """
-        embedded: Tensor = self.body.embed_tokens(input_ids)[0]
+        embedded: Tensor = self.body.embed_tokens(input_ids)[0]  # new, so that the stream may be it
         rotary = self.body.rotary_emb(embedded, position_ids)  # cosines and sines, each (1, T, D)
-        stream_TE = embedded.float().clone()
+        stream_TE = embedded.float()
         layers = list(self.body.layers)
         projected = Projected.empty(embedded, layers[0].self_attn)
         tiles = [slice(start, start + TILE_TOKENS) for start in range(0, len(stream_TE), TILE_TOKENS)]

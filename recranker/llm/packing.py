@@ -258,10 +258,10 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
             packed = torch.stack(answer_logits(lm, pack(trees, lm.device)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PackingError(f"this model refuses a packed row: {str(error).splitlines()[0]}; {way_out}") from None
-        alone = torch.stack([_alone(lm, tree.prefix_ids, branch) for tree in trees for branch in tree.branches])
+        alone = torch.stack([alone_logits(lm, tree, branch) for tree in trees for branch in tree.branches])
     if not torch.isfinite(alone).all():
         raise ModelError("this model's answers are no finite numbers; its weights are damaged, get them again")
-    difference = float((packed - alone.float()).abs().max())
+    difference = float((packed - alone).abs().max())
     allowed = max(1.0, float(alone.abs().max())) * (1e-3 if lm.dtype == torch.float32 else 5e-2)
     if not difference <= allowed:
         raise PackingError(
@@ -269,10 +269,11 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
         )
 
 
-def _alone(lm: LanguageModel, prefix_ids: list[int], branch: Branch) -> Tensor:
-    input_ids = torch.tensor([prefix_ids + branch.token_ids], device=lm.device)
-    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False).logits
-    return logits[0, -1, branch.label_ids]
+def alone_logits(lm: LanguageModel, tree: Tree, branch: Branch) -> Tensor:
+    """``(labels,)`` float32 logits of one question of ``tree`` asked by itself: what packed rows must agree with."""
+    input_ids = torch.tensor([tree.prefix_ids + branch.token_ids], device=lm.device)
+    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
+    return logits[0, -1, branch.label_ids].float()
 
 
 def _probe(text: str, *questions: str) -> Prompt:

@@ -22,7 +22,7 @@ from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
 from recranker.llm.encoding import Branch, Tree, encode_all
 from recranker.llm.model import LanguageModel
-from recranker.llm.packing import PackingError, answer_logits, check_packing, pack_parts, passes
+from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
 
@@ -158,13 +158,7 @@ def _plain(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
     for index, tree in enumerate(work.trees):
         for number, branch in enumerate(tree.branches):
             work.tokens[index] += len(tree.prefix_ids) + len(branch.token_ids)
-            yield index, number, _alone(lm, tree.prefix_ids, branch)
-
-
-def _alone(lm: LanguageModel, prefix_ids: list[int], branch: Branch) -> Tensor:
-    input_ids = torch.tensor([prefix_ids + branch.token_ids], device=lm.device)
-    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-    return logits[branch.label_ids].float()
+            yield index, number, alone_logits(lm, tree, branch)
 
 
 def _kv(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
@@ -175,7 +169,7 @@ def _kv(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
         if tree.prefix_ids:
             found = _kv_tree(lm, tree, work.token_budget)
         else:
-            found = (_alone(lm, [], branch) for branch in tree.branches)
+            found = (alone_logits(lm, tree, branch) for branch in tree.branches)
         yield from ((index, number, logits) for number, logits in enumerate(found))
 
 
