@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -338,12 +338,8 @@ def write_atomically(filesystem: fs.FileSystem, path: str, text: str) -> None:
         with filesystem.open_output_stream(path) as stream:  # one PUT is atomic
             stream.write(text.encode())
         return
-    partial = Path(f"{path}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with _whole(Path(path)) as file:
+        file.write(text.encode())
 
 
 def write_table_atomically(path: Path, table: pa.Table) -> None:
@@ -352,17 +348,24 @@ def write_table_atomically(path: Path, table: pa.Table) -> None:
     Raises:
         OutputError: If it cannot be written, for instance because this node does not see the folder.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # two writers of one file never meet
     try:
-        with partial.open("wb") as file:
+        with _whole(path) as file:
             pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise OutputError(
             f"cannot write {str(path)!r}: {error.strerror}; set store.home to a writable folder that all nodes share"
         ) from None
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that stands at ``path`` once all of it is on disk."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # two writers of one file never meet
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def outside_fingerprint(uri: str) -> str:
