@@ -25,12 +25,12 @@ from recranker.tasks.wording import Templates
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
-    """Publish the model's answers, every ranker's orders, and the fusion and calibration that serving uses."""
+    """Publish the model's answers, every ranker's orders, and the fusion that serving uses, and calibrations."""
     lists, ranking = stage.read("backbone", CANDIDATES), settings.ranking
     chosen = choose_lists(
         lists, only_hits=ranking.only_hits, max_validation=ranking.max_validation_lists, seed=settings.seed
     )
-    answers = _answer(settings, stage, *_to_ask(settings, stage, chosen))
+    answers = _answer(settings, stage, *_to_ask(settings, stage, lists, chosen))
     weights, num_lists = weights_from_validation(answers, lists)
     data = stage.facts_of("prepare")
     rankings = rank_all(answers, lists, RatingScale(data["rating_min"], data["rating_max"]), weights)
@@ -53,7 +53,9 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     shutil.rmtree(stage.scratch, ignore_errors=True)
 
 
-def _to_ask(settings: JobSettings, stage: StageContext, chosen: set[str]) -> tuple[pa.Table, list[str]]:
+def _to_ask(
+    settings: JobSettings, stage: StageContext, lists: pa.Table, chosen: set[str]
+) -> tuple[pa.Table, list[str]]:
     """Prompts of the chosen lists for the tuned model, then those of test lists for the untuned one, with and without
     hints."""
     prompts = stage.read("instruct", PROMPTS)
@@ -63,14 +65,14 @@ def _to_ask(settings: JobSettings, stage: StageContext, chosen: set[str]) -> tup
     if settings.ranking.untuned:
         asked["untuned"] = tests
     if settings.ranking.untuned_without_hints and settings.instruct.hints != "none":
-        asked["untuned_no_hint"] = _without_hints(settings, stage, tests)
+        asked["untuned_no_hint"] = _without_hints(settings, stage, lists, tests)
     models = [model for model, table in asked.items() for _ in range(table.num_rows)]
     return pa.concat_tables(asked.values()), models
 
 
-def _without_hints(settings: JobSettings, stage: StageContext, tests: pa.Table) -> pa.Table:
+def _without_hints(settings: JobSettings, stage: StageContext, lists: pa.Table, tests: pa.Table) -> pa.Table:
     """The same prompts with questions that quote nobody."""
-    lists, data = stage.read("backbone", CANDIDATES), stage.facts_of("prepare")
+    data = stage.facts_of("prepare")
     lists = lists.filter(pc.is_in(lists["list_id"], value_set=tests["list_id"].combine_chunks()))
     maker = Maker(
         items=stage.read("prepare", ITEMS),

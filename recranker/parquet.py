@@ -151,7 +151,7 @@ def parquet_files(filesystem: fs.FileSystem, path: str) -> list[str]:
 
 
 def not_readable(path: str, error: BaseException) -> DataError:
-    """The complaint about a file that is not whole, in one line."""
+    """A library's complaint about a file, in one line."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(f"'{path}' cannot be read: {first[:300]}; check the file or write it again")
 

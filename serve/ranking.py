@@ -84,12 +84,13 @@ def respond(
     """
     ids = [one.item_id for one in asked.candidates]
     weights = request.weights.model_dump() if request.weights else run.weights
-    signals = _signals(asked, answers, run)
+    everything = [answer for found in answers.values() for answer in found]
+    own = task_scores(everything, ids)
+    signals = _signals(asked, everything, own, run)
     used = {name: weights.get(name, 0.0) for name in signals if weights.get(name, 0.0) > 0.0}
     fused = bool(answers) and bool(used)
     scores = fuse(signals, used) if fused else standardised(asked.backbone_scores)
     order = best_first(scores) if fused else np.arange(len(ids))
-    own = task_scores([one for found in answers.values() for one in found], ids)
     return RankResponse(
         ranking=tuple(
             RankedItem(
@@ -170,14 +171,13 @@ def _title(text: str, place: str, run: ServedRun, limits: ServeSettings) -> str:
     return title
 
 
-def _signals(asked: Asked, answers: Mapping[TaskName, Sequence[Answer]], run: ServedRun) -> Scores:
+def _signals(asked: Asked, answers: Sequence[Answer], own: Scores, run: ServedRun) -> Scores:
     """Every signal that is there, on the scale of the run's preset."""
     ids = [one.item_id for one in asked.candidates]
-    everything = [answer for found in answers.values() for answer in found]
     backbone = {"backbone": standardised(asked.backbone_scores)}
     if run.preset == "paper":
-        return {**paper_utilities(everything, ids, run.scale), **backbone}
-    return {**{task: standardised(scores) for task, scores in task_scores(everything, ids).items()}, **backbone}
+        return {**paper_utilities(answers, ids, run.scale, own), **backbone}
+    return {**{task: standardised(scores) for task, scores in own.items()}, **backbone}
 
 
 def _info(run: ServedRun, used: Mapping[str, float]) -> ModelInfo:

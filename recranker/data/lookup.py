@@ -46,7 +46,7 @@ class Pairs:
         return repeated
 
 
-def index_in(values: pa.ChunkedArray, ids: pa.Array) -> NDArray[np.int64]:
+def index_in(values: pa.Array | pa.ChunkedArray, ids: pa.Array) -> NDArray[np.int64]:
     """``(rows,)`` place of each value among ``ids``, -1 where it is not one of them."""
     return column(pc.fill_null(pc.index_in(values, value_set=ids), -1)).astype(np.int64)
 
@@ -56,7 +56,7 @@ def codes(values: pa.ChunkedArray) -> NDArray[np.int64]:
     return index_in(values, pc.unique(values))
 
 
-def column(values: pa.ChunkedArray) -> NDArray[Any]:
+def column(values: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
     """A column, without nulls where it holds numbers, as one numpy array."""
     return np.asarray(values.to_numpy(zero_copy_only=False))
 

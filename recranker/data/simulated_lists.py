@@ -256,7 +256,7 @@ def _described(shard: Shard, lists: Lists, items: Ints, scores: Floats) -> pa.Ta
     liking, quality = _liking(shard, lists, items), catalogue_of(shard.service).quality[items]
     reranked = 0.2 * np.log1p(likes) + 1.2 * liking + 0.5 * quality + 0.5 * _noise(shard, lists, items, 1)
     user = user_ids(shard.histories.people.numbers).take(pa.array(lists.users))
-    target, split = item_ids(lists.targets), _same(lists.split, len(items))
+    target, split = item_ids(lists.targets), pa.repeat(lists.split, len(items))
     columns: dict[str, Any] = {
         "list_id": pc.binary_join_element_wise(split, user, target, "/"),
         "user_id": user,
@@ -265,7 +265,7 @@ def _described(shard: Shard, lists: Lists, items: Ints, scores: Floats) -> pa.Ta
         "target_rating": shard.histories.ratings[lists.rows],
         "hit": (items == lists.targets[:, None]).any(axis=1),
         "before": places(shard.histories.users)[lists.rows].astype(np.int32),
-        "fold": _same(lists.fold, len(items)),
+        "fold": pa.repeat(lists.fold, len(items)),
         "candidate_ids": _listed(there, item_ids(items[there])),
     }
     numbers: dict[str, NDArray[Any]] = {
@@ -276,10 +276,6 @@ def _described(shard: Shard, lists: Lists, items: Ints, scores: Floats) -> pa.Ta
     }
     columns |= {name: _listed(there, pa.array(one[there].astype(np.float32))) for name, one in numbers.items()}
     return pa.table(columns, schema=CANDIDATES.schema)
-
-
-def _same(text: str, count: int) -> pa.Array:
-    return pa.array([text]).take(pa.array(np.zeros(count, dtype=np.int64)))
 
 
 def _listed(there: Bools, values: pa.Array) -> pa.Array:

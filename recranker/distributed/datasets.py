@@ -37,8 +37,13 @@ def from_store(store: Store, stage: str, table: TableSchema, columns: list[str] 
     Raises:
         DataError: If the stage is missing, or a file's schema differs.
     """
+    return from_files(store, store.files(stage, table), table, columns)
+
+
+def from_files(store: Store, files: Sequence[str], table: TableSchema, columns: list[str] | None = None) -> Dataset:
+    """As ``from_store``, of files that ``Store.files`` has given already."""
     columns = columns or table.schema.names
-    pieces = list(_pieces(store.filesystem, store.files(stage, table)))
+    pieces = list(_pieces(store.filesystem, files))
     if not pieces:
         return ray.data.from_arrow(table.schema.empty_table().select(columns))
     arguments = (store.filesystem, columns)

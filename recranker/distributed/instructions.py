@@ -21,7 +21,7 @@ from ray.data import Dataset
 
 from recranker.data.leakage.checks import OF_PROMPTS, run_checks
 from recranker.data.leakage.tables import GateTables
-from recranker.distributed.datasets import bucket_of, by_users, from_bytes, from_store, from_table, to_bytes
+from recranker.distributed.datasets import bucket_of, by_users, from_bytes, from_files, from_store, from_table, to_bytes
 from recranker.distributed.histories import EVENT_COLUMNS, EVENTS, MAX_SENT_USERS, needed_events, num_buckets
 from recranker.errors import DataError, OutputError
 from recranker.llm.token_counts import TokenCounter
@@ -205,12 +205,13 @@ class Parts:
 
 def published_source(store: Store) -> Source:
     """What the stages before have published; tables are read where they are used."""
-    num_draws, drawn = _users_in(store, "sample", DRAWS, None)
-    num_ranked, ranked = _users_in(store, "backbone", CANDIDATES, ds.field("split") != "train")
+    draws, lists = store.files("sample", DRAWS), store.files("backbone", CANDIDATES)
+    num_draws, drawn = _users_in(store, draws, DRAWS, None)
+    num_ranked, ranked = _users_in(store, lists, CANDIDATES, ds.field("split") != "train")
     return Source(
         from_store(store, "prepare", INTERACTIONS, EVENT_COLUMNS),
-        from_store(store, "backbone", CANDIDATES, list(NEEDED_OF_LISTS)),
-        from_store(store, "sample", DRAWS),
+        from_files(store, lists, CANDIDATES, list(NEEDED_OF_LISTS)),
+        from_files(store, draws, DRAWS),
         drawn,
         ranked,
         events=store.require("prepare").tables[INTERACTIONS.name]["rows"],
@@ -337,9 +338,11 @@ def _needed_lists(lists: pa.Table, sent: list["ray.ObjectRef[pa.Array] | None"])
     return lists.filter(pc.or_(drawn, pc.not_equal(lists["split"], "train")))
 
 
-def _users_in(store: Store, stage: str, table: TableSchema, kept: ds.Expression | None) -> tuple[int, pa.Array | None]:
+def _users_in(
+    store: Store, files: list[str], table: TableSchema, kept: ds.Expression | None
+) -> tuple[int, pa.Array | None]:
     """How many rows of a published table are kept, and their users, each once; None: more than can be sent."""
-    rows, users, files = 0, pa.array([], pa.string()), store.files(stage, table)
+    rows, users = 0, pa.array([], pa.string())
     found = ds.dataset(files, table.schema, format="parquet", filesystem=store.filesystem)
     for batch in found.to_batches(columns=["user_id"], filter=kept):
         rows += batch.num_rows

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
+SHARED = ["list_id", "user_id", "split", "model"]
+"""Columns that prompts asked and their answers have in common."""
 BASE = "base"
 """Name of the pool without an adapter."""
 
@@ -105,7 +107,7 @@ class RankActor:
         prompts = [self._own(prompt) for prompt in to_prompts(batch)]
         with self.scorer.keeping_prefixes():  # for the later rounds
             asked = ask_in_rounds(self.scorer.score_with_cost, prompts)
-        rows = [_row(*one) for one in zip(batch.to_pylist(), asked, strict=True)]
+        rows = [_row(*one) for one in zip(batch.select(SHARED).to_pylist(), asked, strict=True)]
         self.parts.write(pa.Table.from_pylist(rows, schema=ANSWERS.schema))
         return pa.table({"lists": [len(rows)], "tokens": [sum(one.tokens for one in asked)]})
 
@@ -279,11 +281,9 @@ def _pool(
     parts = AnswerParts(scratch / name)
     parts.create()
     tokens = tokens_to_ask(prompts, tasks)
-    answers = parts.read()
-    batches = [
-        batch.filter(pc.invert(is_answered(batch, answers))) for batch in cut_batches(prompts, tokens, token_budget)
-    ]
-    missing = tuple(batch for batch in batches if batch.num_rows)
+    marked = prompts.append_column("missing", pc.invert(is_answered(prompts, parts.read()))).combine_chunks()
+    batches = [batch.filter(batch["missing"]) for batch in cut_batches(marked, tokens, token_budget)]
+    missing = tuple(batch.drop_columns("missing") for batch in batches if batch.num_rows)
     return Pool(name, adapter, tasks, prompts.filter(pa.array(tokens > 0)), missing, parts)
 
 
@@ -300,28 +300,22 @@ def _complete(pool: Pool) -> pa.Table:
 
 
 def _together(pools: Sequence[Pool]) -> pa.Table:
-    """The answers of pools that were asked different questions about the same lists, in the order of the prompts."""
-    places: dict[str, dict[Any, int]] = {}
+    """The answers of pools that were asked different questions about the same lists.
+
+    They stand in the order of the prompts, as pools are made and questions asked task by task in the same order.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for pool in pools:
-        for prompt in pool.prompts.select(["list_id", "questions"]).to_pylist():
-            places[prompt["list_id"]] = {_question(one): place for place, one in enumerate(prompt["questions"])}
         for row in _complete(pool).to_pylist():
             whole = rows.setdefault(row["list_id"], {**row, "answers": [], "prompt_tokens": 0})
             whole["answers"] += row["answers"]
             whole["prompt_tokens"] += row["prompt_tokens"]
             whole["cut_lines"] = max(whole["cut_lines"], row["cut_lines"])
-    for list_id, whole in rows.items():
-        whole["answers"].sort(key=lambda answer: places[list_id][_question(answer)])
     return pa.Table.from_pylist(list(rows.values()), schema=ANSWERS.schema)
 
 
-def _question(one: dict[str, Any]) -> tuple[Any, ...]:
-    """What a question and its answer have in common."""
-    return one["task"], tuple(one["item_ids"]), one["round"]
-
-
 def _row(prompt: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """An ANSWERS row; ``prompt`` holds the columns ``SHARED``."""
     answers = [
         {
             "task": one.task,
@@ -331,5 +325,4 @@ def _row(prompt: dict[str, Any], asked: Asked) -> dict[str, Any]:
         }
         for one in asked.answers
     ]
-    shared = {name: prompt[name] for name in ("list_id", "user_id", "split", "model")}
-    return {**shared, "answers": answers, "prompt_tokens": asked.tokens, "cut_lines": asked.cut_lines}
+    return {**prompt, "answers": answers, "prompt_tokens": asked.tokens, "cut_lines": asked.cut_lines}

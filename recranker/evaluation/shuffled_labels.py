@@ -83,7 +83,7 @@ def shuffle_targets(candidates: pa.Table, seed: int) -> pa.Table:
     """The lists that hold their target, with a candidate drawn uniformly in its place, keyed by (seed, list)."""
     lists = candidates.filter(candidates["hit"]).combine_chunks()
     lengths = column(pc.list_value_length(lists["candidate_ids"]))
-    drawn = uniforms(keys_of(lists["list_id"].to_pylist(), seed, "shuffled labels"), 0)
+    drawn = uniforms(keys_of(lists["list_id"], seed, "shuffled labels"), 0)
     starts = np.append(0, np.cumsum(lengths))[:-1]
     chosen = starts + (drawn * lengths).astype(np.int64)
     targets = pc.list_flatten(lists["candidate_ids"]).combine_chunks().take(pa.array(chosen))

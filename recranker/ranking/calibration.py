@@ -328,7 +328,7 @@ def _fit_temperature(given: Floats, outcomes: Floats, reads: Reads) -> Temperatu
 
 
 def _fit_isotonic(given: Floats, outcomes: Floats, reads: Reads) -> IsotonicCalibration:
-    from sklearn.isotonic import IsotonicRegression  # serving applies calibrations and fits none
+    from sklearn.isotonic import IsotonicRegression  # slow to load, and rarely wanted
 
     found = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(given, outcomes)
     thresholds, values = found.X_thresholds_.tolist(), found.y_thresholds_.tolist()

@@ -225,7 +225,7 @@ def conventional_scores(
         "features": list(evidence.names),
         "absent": sorted(set(settings.groups) - set(evidence.groups)),
     }
-    parts = (keys_of(lists["user_id"].to_pylist(), seed, "reranker") % np.uint64(PARTS)).astype(np.int64)
+    parts = (keys_of(lists["user_id"], seed, "reranker") % np.uint64(PARTS)).astype(np.int64)
     held = len(np.unique(parts[usable]))
     if usable.sum() < settings.min_lists or held < LEAST_PARTS:
         if pc.any(pc.equal(lists["split"], "train")).as_py():  # without any, backbones are compared alone, on purpose

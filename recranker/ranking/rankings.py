@@ -1,6 +1,6 @@
 """From answers to the orders of every ranker: each task alone and the hybrids, tuned and untuned."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def weights_from_validation(answers: pa.Table, lists: pa.Table) -> tuple[dict[st
     rows = [row for row in answers.to_pylist() if row["model"] == "tuned" and row["list_id"] in by_id]
     of = [by_id[row["list_id"]] for row in rows]
     targets = [one["candidate_ids"].index(one["target_id"]) for one in of]
-    features = [_standardised(_raw_scores(row, one)) for row, one in zip(rows, of, strict=True)]
+    features = [_standardised(_raw_scores(_answers(row), row, one)) for row, one in zip(rows, of, strict=True)]
     return {
         name: learn_weights([_for(name, one) for one in features], targets, alone=CHEAP[name]) for name in CHEAP
     }, len(rows)
@@ -76,24 +76,27 @@ def rank_all(
 def _rankers(
     row: Mapping[str, Any], one: Mapping[str, Any], scale: RatingScale, weights: Mapping[str, Mapping[str, float]]
 ) -> dict[str, NDArray[np.float64]]:
-    raw = _raw_scores(row, one)
+    answers = _answers(row)
+    raw = _raw_scores(answers, row, one)
     standard = _standardised(raw)
     scores = {task: raw[task] for task in TASKS if task in raw}
     if (model := row["model"]) != "tuned":
         named = {f"{model}_{task}": values for task, values in scores.items()}
         return {**named, f"{model}_hybrid": fuse({task: standard[task] for task in scores}, PAPER_WEIGHTS)}
-    utilities = paper_utilities(_answers(row), one["candidate_ids"], scale)
+    utilities = paper_utilities(answers, one["candidate_ids"], scale, raw)
     fused = {name: fuse(_for(name, standard), found) for name, found in weights.items()}
     return {**scores, "hybrid_paper": fuse(utilities, PAPER_WEIGHTS), **fused}
 
 
-def _raw_scores(row: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+def _raw_scores(
+    answers: Sequence[Answer], row: Mapping[str, Any], one: Mapping[str, Any]
+) -> dict[str, NDArray[np.float64]]:
     """``(items,)`` scores of every task asked, of retriever and conventional re-ranker: all that rows are made from.
 
     Raises:
         DataError: If one is not finite; z-scores would hide it.
     """
-    scores = task_scores(_answers(row), one["candidate_ids"])
+    scores = task_scores(answers, one["candidate_ids"])
     scores["backbone"] = np.asarray(one["backbone_scores"], np.float64)
     scores["conventional"] = np.asarray(one["reranker_scores"], np.float64)
     for name, values in scores.items():

@@ -47,7 +47,7 @@ def refitted(
     def fit_then_score(training: pa.Table, ranked: pa.Table) -> list[Floats]:
         lists = pa.concat_tables([training, ranked]).combine_chunks()
         evidence = evidence_of(indexed, views, lists, flat_signals(lists, others), items, facts)
-        parts = keys_of(training["user_id"].to_pylist(), seed, "audit") % np.uint64(PARTS)
+        parts = keys_of(training["user_id"], seed, "audit") % np.uint64(PARTS)
         groups = np.concatenate([1 + parts.astype(np.int64), np.zeros(ranked.num_rows, np.int64)])
         scores = fit_and_score(evidence.raw, evidence.starts, target_places(lists), groups, seed=seed)
         return np.split(scores, evidence.starts[1:])[training.num_rows :]

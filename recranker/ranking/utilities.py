@@ -29,13 +29,19 @@ def task_scores(answers: Sequence[Answer], item_ids: Sequence[str]) -> dict[str,
 
 
 def paper_utilities(
-    answers: Sequence[Answer], item_ids: Sequence[str], scale: RatingScale
+    answers: Sequence[Answer], item_ids: Sequence[str], scale: RatingScale, scores: Scores
 ) -> dict[str, NDArray[np.float64]]:
-    """The paper's U_point, U_pair and U_list of every task that was asked; ``item_ids`` in retrieval order.
+    """The paper's U_point, U_pair and U_list of every task that was asked.
+
+    Args:
+        answers: To all questions about the list.
+        item_ids: In retrieval order.
+        scale: The data's ratings.
+        scores: Of ``task_scores``, which may hold further ones.
 
     Source: RecRanker, arXiv 2312.16018, section 4.4.
     """
-    by_task, scores = _by_task(answers), task_scores(answers, item_ids)
+    by_task = _by_task(answers)
     utilities: dict[str, NDArray[np.float64]] = {}
     if "pointwise" in scores:
         utilities["pointwise"] = pointwise.utility(scores["pointwise"], scale)

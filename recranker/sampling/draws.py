@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recranker.data.lookup import places
 from recranker.errors import DataError
 from recranker.sampling.adaptive import cluster_quotas, importance, penalised_mass
 from recranker.sampling.clusters import fit_centres, fit_sample
@@ -23,7 +24,6 @@ from recranker.sampling.races import (
     draw,
     earliest,
     earliest_of_all,
-    places_in_groups,
 )
 from recranker.sampling.settings import AdaptiveSampling, PaperSampling, UniformSampling
 from recranker.sampling.users import USER_PARTS, count_likes, mark_eligible, merge, put_into_clusters
@@ -146,7 +146,7 @@ def to_draws(drawn: pa.ChunkedArray) -> pa.Table:
     codes = pc.dictionary_encode(drawn.combine_chunks()).indices.to_numpy()
     by_user = np.argsort(codes, kind="stable")
     repeats = np.empty(len(codes), dtype=np.int32)
-    repeats[by_user] = places_in_groups(np.bincount(codes))
+    repeats[by_user] = places(codes[by_user])
     return pa.table([pa.array(np.arange(len(codes))), drawn, pa.array(repeats)], schema=DRAWS.schema)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recranker.data.lookup import places
 from recranker.randomness import keys_of, uniforms
 
 Floats = NDArray[np.float64]
@@ -121,13 +122,7 @@ def earliest(arrivals: pa.Table, quotas: Ints) -> pa.Table:
     """
     ordered = arrivals.combine_chunks().sort_by([(name, "ascending") for name in ("group", "time", "user_id")])
     groups = ordered["group"].to_numpy()
-    return ordered.filter(pa.array(places_in_groups(np.bincount(groups)) < quotas[groups]))
-
-
-def places_in_groups(sizes: Ints) -> NDArray[np.int64]:
-    """``(rows,)`` place of each row within its group, from 0, where rows stand by group."""
-    starts = np.cumsum(sizes) - sizes
-    return np.asarray(np.arange(sizes.sum()) - np.repeat(starts, sizes), dtype=np.int64)
+    return ordered.filter(pa.array(places(groups) < quotas[groups]))
 
 
 def earliest_of_all(arrivals_by: Callable[[Floats], pa.Table], quotas: Ints, totals: Floats) -> pa.Table:

@@ -6,6 +6,7 @@ USERS of all parts of the users it is given.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,13 +42,17 @@ class RowGroups:
     table: TableSchema
     columns: list[str]
 
+    @cached_property
+    def _files(self) -> list[str]:
+        return self.store.files(self.stage, self.table)
+
     def __iter__(self) -> Iterator[pa.Table]:
         """
         Raises:
             DataError: If the stage is missing, or a file is broken or has another schema.
         """
         few = [name for name in _FEW_VALUES if name in self.columns]
-        for path in self.store.files(self.stage, self.table):
+        for path in self._files:
             with self.store.filesystem.open_input_file(path) as file:
                 found = pq.ParquetFile(file, read_dictionary=few)
                 for number in range(found.num_row_groups):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recranker.data.lookup import column, index_in, opened
 from recranker.errors import DataError
 from recranker.schema import HISTORIES
 
@@ -27,7 +28,9 @@ def group_events(events: pa.Table) -> pa.Table:
     Raises:
         DataError: If a user has two events with the same sequence number.
     """
-    users, numbers = _by_name(events["user_id"])
+    users = pc.unique(events["user_id"])
+    users = users.take(pc.sort_indices(users))
+    numbers = index_in(events["user_id"], users)
     sequences = events["sequence"].to_numpy().astype(np.int64)
     keys = numbers * _USER + sequences
     order = np.argsort(keys)
@@ -38,7 +41,7 @@ def group_events(events: pa.Table) -> pa.Table:
         raise DataError(f"user {user_id!r} has two interactions with sequence {sequence}; run jobs.prepare again")
     offsets = pa.array(np.searchsorted(keys, np.arange(len(users) + 1) * _USER), pa.int32())
     columns = [
-        pa.ListArray.from_arrays(offsets, _column(events[name].take(pa.array(order))))
+        pa.ListArray.from_arrays(offsets, events[name].take(pa.array(order)).combine_chunks())
         for name in ("item_id", "feedback", "sequence")
     ]
     return pa.table([users, *columns], schema=HISTORIES.schema)
@@ -56,11 +59,12 @@ class Past:
     @classmethod
     def of(cls, histories: pa.Table, item_ids: pa.Array, feedback: str) -> "Past":
         """The events of HISTORIES with this feedback and an item among ``item_ids``, which number the items."""
-        rows = _column(pc.list_parent_indices(histories["item_ids"])).to_numpy().astype(np.int64)
-        items = pc.fill_null(pc.index_in(_flat(histories["item_ids"]), value_set=item_ids), -1).to_numpy()
-        kept = (items >= 0) & pc.equal(_flat(histories["feedback"]), feedback).to_numpy(zero_copy_only=False)
-        sequences = _flat(histories["sequences"]).to_numpy().astype(np.int64)
-        return cls(items[kept].astype(np.int64), (rows * _USER + sequences)[kept])
+        rows, met = opened(histories["item_ids"])
+        _, felt = opened(histories["feedback"])
+        _, sequences = opened(histories["sequences"])
+        items = index_in(met, item_ids)
+        kept = (items >= 0) & column(pc.equal(felt, feedback))
+        return cls(items[kept], (rows * _USER + column(sequences))[kept])
 
     def latest(self, users: Ints, sequences: Ints, most: int) -> Iterator[list[int]]:
         """Per user asked for: the items of its latest events before a sequence number, the most recent first.
@@ -74,23 +78,3 @@ class Past:
         ends = np.searchsorted(self.keys, users * _USER + np.maximum(sequences, 0))
         for begin, end in zip(np.maximum(begins, ends - most).tolist(), ends.tolist(), strict=True):
             yield self.items[begin:end][::-1].tolist()
-
-
-def _by_name(values: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
-    """The distinct values in order, and each row's place among them."""
-    encoded = _column(values.dictionary_encode())
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order))
-    return encoded.dictionary.take(pa.array(order)), places[encoded.indices.to_numpy()]
-
-
-def _flat(lists: pa.ChunkedArray) -> pa.Array:
-    return pc.list_flatten(_column(lists))
-
-
-def _column(values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if not isinstance(values, pa.ChunkedArray):
-        return values
-    whole = values.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)

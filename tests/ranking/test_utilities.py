@@ -39,8 +39,8 @@ def test_every_task_scores_every_candidate_and_orders_them_all(count: int, level
         answers, ids = asked(count, schedule, levels=levels)
         found = task_scores(answers, ids)
         assert list(found) == TASKS
-        assert list(paper_utilities(answers, ids, SCALE)) == TASKS
-        for scores in (*found.values(), *paper_utilities(answers, ids, SCALE).values()):
+        assert list(paper_utilities(answers, ids, SCALE, found)) == TASKS
+        for scores in (*found.values(), *paper_utilities(answers, ids, SCALE, found).values()):
             assert scores.shape == (count,)
             assert np.isfinite(scores).all()
             assert sorted(best_first(scores).tolist()) == list(range(count))
@@ -61,7 +61,7 @@ def test_a_single_candidate_is_scored_by_every_task_though_asked_about_once() ->
         "pairwise": [0.0],
         "listwise": [0.0],
     }
-    utilities = paper_utilities(answers, ["a"], SCALE)
+    utilities = paper_utilities(answers, ["a"], SCALE, task_scores(answers, ["a"]))
     assert {task: scores.tolist() for task, scores in utilities.items()} == {
         "pointwise": pytest.approx([1 + 0.7 * 4 - 0.05]),
         "pairwise": [0.0],

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from recranker.data.lookup import places
 from recranker.sampling.races import (
     ARRIVALS,
     Field,
@@ -15,7 +16,6 @@ from recranker.sampling.races import (
     earliest,
     earliest_of_all,
     horizons,
-    places_in_groups,
 )
 
 USERS = ["a", "b", "c", "d"]
@@ -139,7 +139,7 @@ def test_earliest_orders_by_group_and_time_and_breaks_ties_by_the_bytes_of_ids()
 
 
 def test_places_start_anew_in_every_group() -> None:
-    assert places_in_groups(np.array([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
+    assert places(np.array([0, 0, 2, 2, 2])).tolist() == [0, 1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string()])

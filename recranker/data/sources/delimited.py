@@ -16,8 +16,9 @@ from recranker.data.lookup import column
 from recranker.data.sources.raw import shown
 from recranker.data.sources.rows import ASIDE, Rows, set_aside, unclosed_quote
 from recranker.data.sources.settings import BadRows, TextFormat
-from recranker.data.sources.text import UNREADABLE, Text, cannot_be_read, read_text
+from recranker.data.sources.text import UNREADABLE, Text, read_text
 from recranker.errors import DataError
+from recranker.parquet import not_readable
 
 MAX_COLUMNS = 10_000
 """More are a sign of a wrong separator, and take a reader minutes."""
@@ -94,7 +95,7 @@ def _header(text: Text, written: TextFormat, separator: str) -> tuple[list[str],
         )
         return next(parsed), body
     except (python_csv.Error, StopIteration) as error:
-        raise cannot_be_read(text.path, error) from None
+        raise not_readable(text.path, error) from None
 
 
 def _place(wanted: Column, header: list[str], file: str) -> int:
@@ -140,7 +141,7 @@ def _read_csv(rows: Rows, body: bytes, written: TextFormat, separator: str, widt
     except (pa.ArrowException, OSError, ValueError) as error:
         if "straddling" in str(error):
             raise unclosed_quote(rows, 1) from None
-        raise cannot_be_read(rows.file.strip("'"), error) from None
+        raise not_readable(rows.file.strip("'"), error) from None
     for number, _, start in ragged:
         if start == "\n":
             raise unclosed_quote(rows, number)

@@ -26,9 +26,9 @@ from recranker.data.sources.rows import (
     wrong_type,
 )
 from recranker.data.sources.settings import BadRows, FilesSource, TextFormat
-from recranker.data.sources.text import cannot_be_read, located
+from recranker.data.sources.text import located
 from recranker.errors import DataError
-from recranker.parquet import Door, ParquetLimits, parquet_files
+from recranker.parquet import Door, ParquetLimits, not_readable, parquet_files
 
 FACTS = SourceFacts(
     kind="files",
@@ -118,7 +118,7 @@ def _read(path: str, written: TextFormat, wanted: dict[str, Column], source: Fil
         filesystem, inner = located(path)
         kind = filesystem.get_file_info(inner).type
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise cannot_be_read(path, error) from None
+        raise not_readable(path, error) from None
     if kind == fs.FileType.NotFound:
         raise DataError(f"'{path}' is not there; set data.source.interactions and data.source.items to your files")
     if kind == fs.FileType.File and inner.lower().removesuffix(".gz").endswith(TEXT_ENDINGS):
@@ -150,7 +150,7 @@ def _read_parquet(
         _require(path, wanted, found.schema.names)
         read = found.to_table(columns=list(dict.fromkeys(names.values())))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise cannot_be_read(path, error) from None
+        raise not_readable(path, error) from None
     table = pa.table({ours: _plain(read[name]) for ours, name in names.items()})
     numbers = np.arange(1, table.num_rows + 1)
     rows = Rows(f"'{path}'", table, numbers, policy, "row", names=names, sections=sections)

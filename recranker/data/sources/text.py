@@ -10,6 +10,7 @@ from pyarrow import fs
 
 from recranker.data.sources.settings import BadRows
 from recranker.errors import DataError
+from recranker.parquet import not_readable
 
 UNREADABLE = "\x1a"
 """Stands in for a line that is no text."""
@@ -70,7 +71,7 @@ def contents(path: str) -> bytes:
             packed: bytes = file.read()
         return _unpacked(packed, path)
     except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
-        raise cannot_be_read(path, error) from None
+        raise not_readable(path, error) from None
 
 
 def located(path: str) -> tuple[fs.FileSystem, str]:
@@ -79,12 +80,6 @@ def located(path: str) -> tuple[fs.FileSystem, str]:
         filesystem, inner = fs.FileSystem.from_uri(path)
         return filesystem, inner
     return fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-
-
-def cannot_be_read(path: str, error: BaseException) -> DataError:
-    """A library's complaint about a file, in one line."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"'{path}' cannot be read: {first[:300]}; check the file or write it again")
 
 
 def _unpacked(packed: bytes, path: str) -> bytes:
