@@ -8,8 +8,10 @@ Files that hold other than they say, and files with extension types, which may r
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 from pyarrow import fs
 from pydantic import Field
 
@@ -148,6 +150,45 @@ def parquet_files(filesystem: fs.FileSystem, path: str) -> list[str]:
         for one in inside
         if one.type == fs.FileType.File and not any(part[:1] in "._" for part in one.path[base:].split("/"))
     )
+
+
+def located(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem a path or URI belongs to, and the path there."""
+    if "://" in uri:
+        filesystem, inner = fs.FileSystem.from_uri(uri)
+        return filesystem, inner
+    return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+
+
+def read_admitted(uri: str, columns: Sequence[str], limits: ParquetLimits, setting: str) -> pa.Table:
+    """``columns`` of a Parquet file, or of all in a folder, when nothing speaks against loading them.
+
+    Args:
+        uri: Of the file or folder.
+        columns: All must be there.
+        limits: What it may hold.
+        setting: Section whose ``path`` names it and whose ``parquet`` holds the limits, for messages.
+
+    Raises:
+        DataError: Naming the file, what was needed and what came.
+    """
+    try:
+        filesystem, inner = located(uri)
+        if filesystem.get_file_info(inner).type == fs.FileType.NotFound:
+            raise DataError(f"'{uri}' is not there; set {setting}.path to your file")
+        files = parquet_files(filesystem, inner)
+        door = Door(filesystem, limits, f"if the file is what you meant, raise {setting}.parquet.{{}}")
+        door.admit(files, columns)
+        found = ds.dataset(files, format="parquet", filesystem=filesystem)
+        names = found.schema.names
+        for name in columns:
+            if name not in names:
+                raise DataError(f"'{uri}' lacks column {name!r} (found: {', '.join(names)}); write {list(columns)}")
+        table = found.to_table(columns=list(columns))
+        table.validate(full=True)  # Arrow takes a file's word for it that text is UTF-8
+        return table
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise not_readable(uri, error) from None
 
 
 def not_readable(path: str, error: BaseException) -> DataError:

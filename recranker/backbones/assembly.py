@@ -55,8 +55,8 @@ def lists_of(
     counts: dict[str, int] = {}
     offers: Sequence[Offers]
     if isinstance(settings.retriever, OwnCandidates):
-        path, most = settings.retriever.path, settings.num_candidates
-        targets, offers, counts = own_offers(path, interactions, targets, most)
+        own, most = settings.retriever, settings.num_candidates
+        targets, offers, counts = own_offers(own.path, interactions, targets, most, own.parquet)
     else:
         offers = [
             make_offers(interactions, one, by_name[one.fold], num_candidates=settings.num_candidates) for one in targets

@@ -3,12 +3,10 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from recranker.backbones.candidates import Offers, Targets
@@ -16,6 +14,7 @@ from recranker.backbones.events import Interactions
 from recranker.backbones.topk import ItemSets
 from recranker.data.lookup import index_in
 from recranker.errors import DataError
+from recranker.parquet import ParquetLimits, read_admitted
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,11 @@ def wanted_targets(interactions: Interactions, targets: Sequence[Targets]) -> pa
 
 
 def own_offers(
-    path: str, interactions: Interactions, targets: Sequence[Targets], num_candidates: int
+    path: str,
+    interactions: Interactions,
+    targets: Sequence[Targets],
+    num_candidates: int,
+    limits: ParquetLimits,
 ) -> tuple[list[Targets], list[Offers], dict[str, int]]:
     """The targets a list was brought for, what it offers, and counts of what was left out.
 
@@ -70,12 +73,13 @@ def own_offers(
         interactions: By index.
         targets: All targets; those without a list of their own are left out and counted.
         num_candidates: The best so many of each list are kept.
+        limits: What the file may hold.
 
     Raises:
         DataError: If the file breaks ``COLUMNS``, names an unknown user, item or split, gives a score that is no
             number, an item twice in one list, or no list at all for a split.
     """
-    table = _checked(_read(path), path)
+    table = _checked(read_admitted(path, list(COLUMNS), limits, "backbone.retriever"), path)
     _check_ids(table, interactions, path)
     found_targets, offers = [], []
     counts = {"own_rows": table.num_rows, "own_lists_kept": 0, "targets_without_own_list": 0}
@@ -90,21 +94,6 @@ def own_offers(
     _check_present(found_targets, path)
     _warn_if_in_sample(interactions, found_targets, offers)
     return found_targets, offers, counts
-
-
-def _read(path: str) -> pa.Table:
-    try:
-        found = ds.dataset(str(Path(path).expanduser()) if "://" not in path else path, format="parquet")
-        names = found.schema.names
-        for name in COLUMNS:
-            if name not in names:
-                raise DataError(f"'{path}' lacks column {name!r} (found: {', '.join(names)}); write {list(COLUMNS)}")
-        return found.to_table(columns=list(COLUMNS))
-    except FileNotFoundError:
-        raise DataError(f"'{path}' is not there; set backbone.retriever.path to your candidates") from None
-    except (pa.ArrowException, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"'{path}' cannot be read as Parquet: {first}; write it again") from None
 
 
 def _checked(table: pa.Table, path: str) -> pa.Table:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from recranker.parquet import ParquetLimits
 from recranker.settings import Settings
 
 
@@ -161,6 +162,8 @@ class OwnCandidates(Settings):
     kind: Literal["own"] = "own"
     path: str
     """Parquet file or folder: columns user_id, split ('train', 'validation', 'test'), target_id, item_id, score."""
+    parquet: ParquetLimits = ParquetLimits()
+    """What the file or folder may hold at most."""
 
 
 Trained = MFSettings | LightGCNSettings | SGLSettings | MixGCFSettings | SASRecSettings

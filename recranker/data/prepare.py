@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recranker.data.denominators import explain_denominator, tested_in_file_order
 from recranker.data.facts import IMPLICIT, RatingMeaning
@@ -19,6 +18,7 @@ from recranker.data.sources.raw import RawData, checked, cleaned_items, with_kno
 from recranker.data.sources.registry import read_source
 from recranker.data.splits import Thresholds, split_interactions
 from recranker.errors import DataError
+from recranker.parquet import ParquetLimits, not_readable, read_admitted
 from recranker.schema import ITEMS
 
 
@@ -91,7 +91,7 @@ def kept_events(raw: RawData, settings: DataSettings) -> tuple[pa.Table, dict[st
     known, unknown = with_known_items(raw)
     known = known.append_column("row", pa.array(np.arange(known.num_rows)))
     if isinstance(settings.split, OwnSplit) and settings.split.path is not None:
-        known = with_split_of(known, settings.split.path)
+        known = with_split_of(known, settings.split.path, settings.split.parquet)
     once = drop_repeats(known)
     kept, rounds = k_core(once, min_user=settings.min_user_interactions, min_item=settings.min_item_interactions)
     counts: dict[str, float] = {
@@ -104,21 +104,19 @@ def kept_events(raw: RawData, settings: DataSettings) -> tuple[pa.Table, dict[st
     return kept, counts, [asdict(one) for one in rounds]
 
 
-def with_split_of(events: pa.Table, path: str) -> pa.Table:
+def with_split_of(events: pa.Table, path: str, limits: ParquetLimits) -> pa.Table:
     """``events`` with the split a Parquet file gives each; null where it gives none.
 
     Raises:
-        DataError: If the file cannot be read or lacks a column.
+        DataError: If the file cannot be read, holds more than allowed, or lacks a column.
     """
+    columns = ("user_id", "item_id", "split")
+    table = read_admitted(path, columns, limits, "data.split")
     try:
-        table = pq.read_table(path, columns=["user_id", "item_id", "split"])
-        ids = [table[name].cast(pa.string()) for name in ("user_id", "item_id")]
-        split = table["split"].cast(pa.string()).combine_chunks()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"data.split.path '{path}' must be a Parquet file of user_id, item_id and split: {first}; write it again"
-        ) from None
+        *ids, split = (table[name].cast(pa.string()) for name in columns)
+    except pa.ArrowException as error:
+        raise not_readable(path, error) from None
+    split = split.combine_chunks()
     rows = Pairs.of(*ids).find(events["user_id"], events["item_id"])
     found = split.take(pa.array(rows, mask=rows < 0))
     names = [name for name in events.schema.names if name != "split"]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from recranker.data.sources.settings import Source
+from recranker.parquet import ParquetLimits
 from recranker.settings import Settings
 
 
@@ -58,6 +59,8 @@ class OwnSplit(Settings):
     path: str | None = None
     """Parquet file of user_id, item_id, split ('train', 'validation', 'test' or 'unused') with a row per interaction;
     None: the source's data.source.split_column says it."""
+    parquet: ParquetLimits = ParquetLimits()
+    """What that file may hold at most."""
 
 
 Split = Annotated[LeaveOneOutSplit | TimeSplit | OwnSplit, Field(discriminator="kind")]

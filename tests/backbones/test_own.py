@@ -109,9 +109,18 @@ def test_a_file_that_is_not_there_or_no_parquet_is_named(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"absent\.parquet' is not there; set backbone\.retriever\.path"):
         lists_by(OwnCandidates(path=str(tmp_path / "absent.parquet")))
     (tmp_path / "text.parquet").write_text("user_id,item_id\n")
-    with pytest.raises(DataError, match=r"text\.parquet' cannot be read as Parquet: .*; write it again") as caught:
+    with pytest.raises(
+        DataError, match=r"text\.parquet' cannot be read: .*; check the file or write it again"
+    ) as caught:
         lists_by(OwnCandidates(path=str(tmp_path / "text.parquet")))
     assert "\n" not in str(caught.value)
+
+
+def test_candidates_that_claim_more_than_allowed_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(own_rows()), tmp_path / "own.parquet")
+    own = OwnCandidates(path=str(tmp_path / "own.parquet"), parquet={"max_rows": 3})
+    with pytest.raises(DataError, match=r"allowed are 3; .* raise backbone\.retriever\.parquet\.max_rows"):
+        lists_by(own)
 
 
 def test_columns_of_other_but_fitting_types_are_taken(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from recranker.data.prepare import meaning_for, prepare, prepare_raw, with_split
 from recranker.data.settings import DataSettings
 from recranker.data.simulate import simulated_raw, simulated_settings
 from recranker.errors import DataError
+from recranker.parquet import ParquetLimits
 from recranker.schema import INTERACTIONS, ITEMS
 from tests.toy import toy_settings
 
@@ -126,8 +127,21 @@ def test_an_own_split_that_does_not_know_an_interaction_is_refused(tmp_path: Pat
     pq.write_table(ours.select(["user_id", "item_id", "split"]).slice(1), path)
     with pytest.raises(DataError, match=r"None of user 'u0', item '.*' must be one of .*name a split for every inter"):
         prepare_raw(simulated_raw(30, 60), simulated_settings(split={"kind": "own", "path": str(path)}), 0)
-    with pytest.raises(DataError, match=r"data.split.path '.*' must be a Parquet file of user_id, item_id and split"):
-        with_split_of(ours, str(tmp_path / "nothing.parquet"))
+    with pytest.raises(DataError, match=r"nothing\.parquet' is not there; set data\.split\.path to your file"):
+        with_split_of(ours, str(tmp_path / "nothing.parquet"), ParquetLimits())
+    pq.write_table(ours.select(["user_id", "split"]), path)
+    with pytest.raises(DataError, match=r"split\.parquet' lacks column 'item_id' \(found: user_id, split\)"):
+        with_split_of(ours, str(path), ParquetLimits())
+
+
+def test_an_own_split_that_holds_too_much_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    ours, _, _ = prepare_raw(simulated_raw(30, 60), simulated_settings(), 0)
+    path = tmp_path / "split.parquet"
+    pq.write_table(ours.select(["user_id", "item_id", "split"]), path)
+    most = ours.num_rows - 1
+    limits = {"kind": "own", "path": str(path), "parquet": {"max_rows": most}}
+    with pytest.raises(DataError, match=rf"allowed are {most:,}; .* raise data\.split\.parquet\.max_rows"):
+        prepare_raw(simulated_raw(30, 60), simulated_settings(split=limits), 0)
 
 
 def test_ratings_on_another_scale_than_settings_say_are_refused(tmp_path: Path) -> None:

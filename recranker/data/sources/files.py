@@ -26,9 +26,8 @@ from recranker.data.sources.rows import (
     wrong_type,
 )
 from recranker.data.sources.settings import BadRows, FilesSource, TextFormat
-from recranker.data.sources.text import located
 from recranker.errors import DataError
-from recranker.parquet import Door, ParquetLimits, not_readable, parquet_files
+from recranker.parquet import Door, ParquetLimits, located, not_readable, parquet_files
 
 FACTS = SourceFacts(
     kind="files",

@@ -3,14 +3,13 @@
 import gzip
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from recranker.data.sources.settings import BadRows
 from recranker.errors import DataError
-from recranker.parquet import not_readable
+from recranker.parquet import located, not_readable
 
 UNREADABLE = "\x1a"
 """Stands in for a line that is no text."""
@@ -72,14 +71,6 @@ def contents(path: str) -> bytes:
         return _unpacked(packed, path)
     except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
         raise not_readable(path, error) from None
-
-
-def located(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem a path or URI belongs to, and the path there."""
-    if "://" in path:
-        filesystem, inner = fs.FileSystem.from_uri(path)
-        return filesystem, inner
-    return fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
 
 
 def _unpacked(packed: bytes, path: str) -> bytes:
