@@ -47,7 +47,8 @@ mlflow: setup  ## The page that compares runs, on loopback
 	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(RECRANKER_HOME)/mlflow.db
 
 serve: setup  ## Rank over HTTP with the quickstart's model, on loopback
-	$(BIN)/serve run serve/config.yaml
+	$(BIN)/python -m jobs.publish $(CONFIG)
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares $(BIN)/serve run serve/config.yaml
 
 cluster: setup  ## A one-machine Ray cluster on loopback, for job submission
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash cluster/local.sh start

@@ -1,4 +1,4 @@
-"""Which sources shape a stage's output: everything of recranker/ that its job file reaches by imports.
+"""Which sources shape a stage's output: everything of recranker/ and serve/ that its job file reaches by imports.
 
 The TOML files beside a package's ``__init__.py`` are part of it.
 """
@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ("recranker", "serve")
 NEUTRAL = {"errors", "settings", "store", "progress", "tracking", "cluster"}
 """Modules that cannot change what a stage writes; the values of settings are compared by themselves."""
 
@@ -23,7 +24,7 @@ def code_hash(job: Path) -> str:
 
 
 def reachable(start: Path) -> set[Path]:
-    """``start`` and every library file it imports, directly or through others."""
+    """``start`` and every file of the library it imports, directly or through others."""
     found: set[Path] = set()
     waiting = [start]
     while waiting:
@@ -47,7 +48,7 @@ def imports_of(file: Path) -> set[str]:
 
 def _file_of(module: str) -> Path | None:
     parts = module.split(".")
-    if parts[0] != "recranker" or parts[-1] in NEUTRAL:
+    if parts[0] not in LIBRARY or parts[-1] in NEUTRAL:
         return None
     path = ROOT.joinpath(*parts)
     for file in (path.with_suffix(".py"), path / "__init__.py"):

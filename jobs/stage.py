@@ -323,7 +323,7 @@ def _code_of(file: str) -> str:
 
 
 def _counts(manifest: Manifest) -> str:
-    return ", ".join(f"{entry['rows']} {name}" for name, entry in manifest.tables.items())
+    return ", ".join(f"{entry['rows']} {name}" for name, entry in manifest.tables.items()) or ", ".join(manifest.files)
 
 
 def _message(error: BaseException) -> str:

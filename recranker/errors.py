@@ -4,6 +4,8 @@ Each takes exactly one message, so that it survives the trip between Ray process
 A message says what was needed, what came, where, and the way out.
 """
 
+from typing import Any
+
 
 class RecrankerError(Exception):
     """Base of every error that ends a job with exit code 2 and one line."""
@@ -31,3 +33,14 @@ class ModelError(RecrankerError):
 
 class OutputError(RecrankerError):
     """A result cannot be written where it was asked for."""
+
+
+class ServiceError(RecrankerError):
+    """The ranking service refused a request, or did not answer it."""
+
+    status: int | None = None
+    """Of the answer; None where there was none."""
+    code: str | None = None
+    """The service's word for it, see ``serve/messages.py``."""
+    limit: dict[str, Any] | None = None
+    """The bound that was exceeded, ``name`` and ``value``, where the error is about one."""

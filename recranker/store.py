@@ -273,7 +273,7 @@ class StageWriter:
     def describe_files(self) -> dict[str, str]:
         """SHA-256 of every file in the folders given out by ``files``."""
         found = sorted({file for folder in self._folders for file in folder.rglob("*") if file.is_file()})
-        return {str(file.relative_to(self.root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+        return {str(file.relative_to(self.root)): _sha256(file) for file in found}
 
 
 def read_folder(filesystem: fs.FileSystem, folder: str, schema: TableSchema) -> pa.Table:
@@ -385,6 +385,11 @@ def outside_fingerprint(uri: str) -> str:
     )
     seen = sorted((one.path, one.size, one.mtime_ns) for one in files if one.type == fs.FileType.File)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_json(manifest: Manifest) -> str:

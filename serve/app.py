@@ -15,16 +15,18 @@ from serve.router import Router, replica_api
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_run
 from serve.tasks import TaskReplica
+from serve.users import check_users
 
 
 def build(settings: ServeSettings) -> Application:
     """The application Ray Serve runs.
 
     Raises:
-        DataError: If the run is not finished or a file of it is broken.
+        DataError: If the run is not finished, a file of it is broken, or its users were published from other tables.
         SettingsError: If the run's settings are not those of this version.
     """
     run = read_run(settings)
+    check_users(settings, run)
     return router_deployment(settings, run, {task: task_deployment(task, settings, run) for task in run.tasks})
 
 

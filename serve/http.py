@@ -1,33 +1,28 @@
-"""The HTTP face of the router: routes, the gate before them, and one shape for every error."""
+"""The HTTP face of the router: routes, and one shape for every error."""
 
-import hmac
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import messages
-from serve.messages import ErrorMessage, RankRequest, RankResponse, Readiness
-from serve.ranking import RefusedError
+from serve.batch import rank_batch
+from serve.errors import BusyError, LateError, RefusedError, UnavailableError, complaints, problem, problem_of
+from serve.gate import ARRIVED, Gate, ProblemError, deadline_of
+from serve.inference_protocol import protocol_routes
+from serve.messages import BatchRequest, BatchResponse, ErrorMessage, RankRequest, RankResponse, Readiness
+from serve.metrics import CONTENT_TYPE, Metrics, package_version
+from serve.page import page_routes
+from serve.rerank import PATHS, RerankRequest, RerankResponse, as_rank_request, as_rerank_response
 from serve.settings import ServeSettings
+from serve.source import ServedRun
+from serve.users import Users
 
-CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "invalid_request"}
-KNOWN_NAMES = {
-    name
-    for kind in (messages.RankRequest, messages.Candidate, messages.HistoryEntry, messages.Weights)
-    for name in kind.model_fields
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorMessage} for code in (401, 408, 413, 422, 500, 503, 504)
 }
-
-MAX_COMPLAINTS = 5
-"""Complaints listed in one answer; a large body can be wrong in thousands of places."""
-OPEN_PATHS = {"/healthz", "/readyz", "/docs", "/openapi.json"}
-"""Answered without a token; everything else, known or not, needs it."""
 
 
 class Service(Protocol):
@@ -35,140 +30,112 @@ class Service(Protocol):
 
     settings: ServeSettings
     token: str | None
+    run: ServedRun
+    metrics: Metrics
+    users: Users | None
 
-    async def rank(self, request: RankRequest) -> RankResponse: ...
+    async def rank(self, request: RankRequest, deadline: float) -> RankResponse: ...
 
     async def readiness(self) -> Readiness: ...
 
 
-class BusyError(Exception):
-    """No task has room for the request."""
-
-
-class Gate:
-    """Refuses requests without the token, and bodies that are too large, before anything reads them."""
-
-    def __init__(self, app: ASGIApp, service: Callable[[], Service]) -> None:
-        self.app = app
-        self.service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
-            await self.app(scope, receive, send)
-            return
-        service, headers = self.service(), Headers(scope=scope)
-        limit = service.settings.max_body_bytes
-        if not _may_ask(headers, service.token):
-            refusal = error_response(
-                401, "send the header 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"}
-            )
-            await refusal(scope, receive, send)
-        elif _announced(headers) > limit:
-            await error_response(413, _too_large(limit))(scope, receive, send)
-        else:
-            await self.app(scope, _limited(receive, limit), send)
-
-
 def make_api(service: Callable[[], Service]) -> FastAPI:
     """The routes over ``service()``, which is looked up at each request."""
-    api = FastAPI(title="recranker", description="Orders candidates with a tuned language model.")
+    about = "Orders candidates with a tuned language model."
+    api = FastAPI(title="recranker", description=about, version=package_version(), responses=ERRORS)
     api.add_middleware(Gate, service=service)
-    errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorMessage} for code in (401, 413, 422, 503)}
-
-    @api.post("/v1/rank", responses=errors)
-    async def rank(request: RankRequest) -> RankResponse:
-        """Order the candidates of one user."""
-        return await service().rank(request)
-
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Whether the router runs."""
-        return {"status": "ok"}
-
-    @api.get("/readyz", responses={503: {"model": Readiness}})
-    async def readyz() -> JSONResponse:
-        """Whether at least one task can answer."""
-        readiness = await service().readiness()
-        return JSONResponse(readiness.model_dump(), status_code=200 if readiness.ready else 503)
-
+    for routes in (
+        _ranking_routes(service),
+        _rerank_routes(service),
+        _health_routes(service),
+        protocol_routes(service),
+        page_routes(service),
+    ):
+        api.include_router(routes)
     _add_error_handlers(api, service)
     return api
 
 
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in the one shape they all have."""
-    code = CODES.get(status, "internal_error" if status >= 500 else "refused")
-    return JSONResponse(ErrorMessage(code=code, message=message).model_dump(), status_code=status, headers=headers)
+def _ranking_routes(service: Callable[[], Service]) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/rank")
+    async def rank(request: RankRequest, http: Request) -> RankResponse:
+        """Order the candidates of one user."""
+        return await service().rank(request, deadline_of(http, service().settings, request.deadline_ms))
+
+    @routes.post("/v1/rank:batch")
+    async def batch(request: BatchRequest, http: Request) -> BatchResponse:
+        """Order the candidates of several users; one that is refused or fails does not touch the others."""
+        deadline = deadline_of(http, service().settings, request.deadline_ms)
+        return await rank_batch(request, service(), http.scope[ARRIVED], deadline)
+
+    return routes
+
+
+def _rerank_routes(service: Callable[[], Service]) -> APIRouter:
+    routes = APIRouter(tags=["rerank: Cohere and Jina"])
+
+    async def rerank(request: RerankRequest, http: Request) -> RerankResponse:
+        """Order documents; the query is what the user liked, one title per line."""
+        found, deadline = service(), deadline_of(http, service().settings, None)
+        answer = await found.rank(as_rank_request(request), deadline)
+        request_id, version = http.headers.get("x-request-id"), PATHS[http.scope["route"].path]
+        return as_rerank_response(answer, request, found.run, request_id=request_id, version=version)
+
+    for path in PATHS:
+        name = path.strip("/").replace("/", "_")
+        routes.post(path, operation_id=name, response_model_exclude_none=True)(rerank)
+    return routes
+
+
+def _health_routes(service: Callable[[], Service]) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the router runs."""
+        return {"status": "ok"}
+
+    @routes.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def readyz() -> JSONResponse:
+        """Whether every task can answer."""
+        readiness = await service().readiness()
+        return JSONResponse(readiness.model_dump(), status_code=200 if readiness.ready else 503)
+
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """What this router has counted, for Prometheus."""
+        return Response(service().metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return routes
 
 
 def _add_error_handlers(api: FastAPI, service: Callable[[], Service]) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(422, "; ".join(_complaint(one) for one in error.errors()[:MAX_COMPLAINTS]))
-
-    @api.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        return error_response(422, str(error))
-
-    @api.exception_handler(BusyError)
-    async def busy(_: Request, error: BusyError) -> JSONResponse:
-        seconds = math.ceil(service().settings.retry_after_s)
-        body = ErrorMessage(code="busy", message=f"all queues are full; try again in {seconds} s")
-        return JSONResponse(body.model_dump(), status_code=503, headers={"Retry-After": str(seconds)})
+        return problem(422, _body_complaint(error.errors())).response()
 
     @api.exception_handler(StarletteHTTPException)
     async def other(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        if isinstance(error, ProblemError):
+            return error.found.response()
         if error.status_code == 400:  # FastAPI's answer to a body it cannot even parse
-            return error_response(422, "the body is not valid JSON")
-        return error_response(error.status_code, error.detail, dict(error.headers or {}))
+            return problem(422, "the body is not valid JSON").response()
+        return problem(error.status_code, error.detail, headers=error.headers).response()
 
-    @api.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return error_response(500, "the request could not be answered; the service's log says why")
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return problem_of(error, service().settings.retry_after_s).response()
+
+    for kind in (RefusedError, BusyError, UnavailableError, LateError):  # all else fails into the gate, which logs it
+        api.add_exception_handler(kind, ours)
 
 
-def _complaint(error: dict[str, Any]) -> str:
-    """Where and what, without the value sent; a key that is not ours is not repeated either."""
-    place = ".".join(str(part) for part in error["loc"][1:] if isinstance(part, int) or part in KNOWN_NAMES)
-    if error["type"] == "json_invalid":
+def _body_complaint(errors: Sequence[dict[str, Any]]) -> str:
+    """What is wrong, without the value sent."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
         return "the body is not valid JSON"
-    if error["loc"] == ("body",) and error["type"] != "value_error":
+    if tuple(first["loc"]) == ("body",) and first["type"] not in ("value_error", "extra_forbidden"):
         return "the body must be a JSON object, sent with Content-Type: application/json"
-    if error["type"] == "extra_forbidden":
-        return f"{place or 'body'}: a key is not known here; see /docs"
-    return f"{place or 'body'}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _path(scope: Scope) -> str:
-    """The path as the routes see it; ASGI's own has the prefix in front that the application is mounted under."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
-
-
-def _may_ask(headers: Headers, token: str | None) -> bool:
-    scheme, _, sent = headers.get("authorization", "").partition(" ")
-    return token is None or (scheme.lower() == "bearer" and hmac.compare_digest(sent.encode(), token.encode()))
-
-
-def _announced(headers: Headers) -> int:
-    length = headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
-
-
-def _too_large(limit: int) -> str:
-    return f"the body may hold {limit} bytes at most"
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """``receive`` that counts, for bodies that do not announce their length."""
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise HTTPException(413, _too_large(limit))
-        return message
-
-    return counted
+    return complaints([{**one, "loc": one["loc"][1:]} for one in errors])

@@ -1,11 +1,12 @@
-"""What travels over HTTP: the request and answers of ``POST /v1/rank``, and the shape of every error.
+"""What travels over HTTP: requests and answers of ``POST /v1/rank``, several of them at once, and every error's shape.
 
-An answer holds ids and numbers; no text of a model or of a client comes back.
+An answer holds ids and numbers; no text of a model or of a client comes back. Only demo users come with titles, those
+of the published catalogue.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from recranker.tasks.settings import TaskName
 
@@ -18,6 +19,24 @@ def _is_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
+
+ErrorCode = Literal[
+    "unauthorized",
+    "not_found",
+    "method_not_allowed",
+    "too_slow",
+    "too_large",
+    "invalid_request",
+    "limit_exceeded",
+    "not_served",
+    "refused",
+    "busy",
+    "unavailable",
+    "deadline_exceeded",
+    "internal_error",
+]
+"""What went wrong, for programs; these words do not change."""
+UserState = Literal["known", "unknown", "unavailable"]
 
 
 class Message(BaseModel):
@@ -46,14 +65,22 @@ class HistoryEntry(Message):
 class Candidate(Message):
     """One item to be ranked."""
 
-    title: Text
-    """Title of the item."""
+    title: Text | None = None
+    """Title of the item; may be left out beside the id of an item whose title is published."""
     id: Text | None = Field(default=None, min_length=1, max_length=200)
     """Key the answer names it by; the place in the request, from 0, where it is missing."""
     backbone_score: float | None = Field(default=None, ge=-1e12, le=1e12)
     """The retriever's score, higher is better; for all candidates or for none."""
     predicted_rating: float | None = None
     """A rating predictor's guess, the hint of pointwise questions; for all candidates or for none."""
+    hint_score: float | None = Field(default=None, ge=-1e12, le=1e12)
+    """Another ranker's score, whose order prompts quote in place of the retriever's; for all candidates or for none."""
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> "Candidate":
+        if self.title is None and self.id is None:
+            raise ValueError("give a 'title', or the 'id' of an item whose title is published")
+        return self
 
 
 class Weights(Message):
@@ -78,21 +105,33 @@ class Weights(Message):
 class RankRequest(Message):
     """One user's history and candidates."""
 
+    user_id: Text | None = Field(default=None, min_length=1, max_length=200)
+    """A user whose history is published, in place of a history; of an unknown one nothing is known."""
     history: tuple[HistoryEntry, ...] = ()
     """What the user rated or liked, oldest first."""
-    candidates: tuple[Candidate, ...] = Field(min_length=2)
-    """The items to rank; best first by the retriever, unless backbone scores say what its order is."""
+    candidates: tuple[Candidate, ...] = Field(default=(), min_length=1)
+    """The items to rank; best first by the retriever, unless backbone scores say what its order is. Left out beside a
+    user_id: those the retriever offered this user, or the most popular items."""
     tasks: tuple[TaskName, ...] | None = Field(default=None, min_length=1)
     """The tasks to ask; all that are served where it is missing."""
     weights: Weights | None = None
     """Replaces the weights learned in the run; signals left out get 0."""
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    """Milliseconds from the arrival of the request until it is answered with what has come; the service's own limit
+    where it is missing or longer."""
+    explain: bool = False
+    """Whether to ask again without each of the latest entries of the history, to see what they change."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "RankRequest":
+        if self.user_id is not None and self.history:
+            raise ValueError("give either 'user_id' or 'history'")
+        if self.user_id is None and not self.candidates:
+            raise ValueError("give 'candidates', or a 'user_id' whose candidates are published")
         ids = candidate_ids(self.candidates)
         if len(set(ids)) != len(ids):
             raise ValueError("candidates must have distinct ids; a missing id is the place in the request, from 0")
-        for name in ("backbone_score", "predicted_rating"):
+        for name in ("backbone_score", "predicted_rating", "hint_score"):
             given = sum(getattr(one, name) is not None for one in self.candidates)
             if given not in (0, len(self.candidates)):
                 raise ValueError(f"{name} must be given for all candidates or for none")
@@ -110,12 +149,31 @@ class RankedItem(Message):
     """1 is best."""
     score: float
     """Higher is better; comparable within one answer only."""
+    probability: float | None = Field(default=None, ge=0, le=1)
+    """How likely this is what the user likes next, given that one of the candidates is. Calibrated for the run's own
+    weights, so less exact where a task is missing or the request has weights; None in the retriever's order."""
     pointwise: float | None = None
     """The task's own score, None where the task was not asked or did not answer."""
     pairwise: float | None = None
     """Likewise."""
     listwise: float | None = None
     """Likewise."""
+    signals: dict[str, float] = {}
+    """What decided, per task and for the retriever, on one scale: weighted by ``model.weights`` they add up to the
+    score, and other weights give the order that a request with those weights would get."""
+    backbone_rank: int
+    """Place in the retriever's order, 1 is best."""
+    hint: int | None = None
+    """Place that the prompts quoted; None where they quote none."""
+
+
+class Influence(Message):
+    """What one entry of the history changes."""
+
+    history: int
+    """Place of the entry in the history, 0 = oldest."""
+    lifts: dict[str, float]
+    """Per candidate its score minus that without the entry; above 0: the entry speaks for it."""
 
 
 class ModelInfo(Message):
@@ -142,28 +200,98 @@ class RankResponse(Message):
     """Tasks asked that did not answer in time; the others decided without them."""
     order: Literal["fused", "backbone"] = "fused"
     """'backbone' where nothing that has a weight answered: the retriever's order, unchanged."""
+    user: UserState | None = None
+    """Whether the user_id is known; 'unavailable' where it could not be looked up, so that the order knows nothing of
+    the user. None where the request named none."""
+    influences: tuple[Influence, ...] | None = None
+    """Of the latest entries of the history, the latest first; None where no explanation was asked for."""
     model: ModelInfo
     """What answered."""
+
+
+class DemoUser(Message):
+    """A user to try the service with."""
+
+    user_id: str
+    """Key for ``/v1/rank``."""
+    history: tuple[HistoryEntry, ...]
+    """As ``/v1/rank`` takes it from the store."""
+    candidates: tuple[Candidate, ...]
+    """Likewise."""
+
+
+class DemoUsers(Message):
+    """Answer of ``GET /v1/demo-users``."""
+
+    users: tuple[DemoUser, ...]
+    """None where no users are published."""
+
+
+class BatchRequest(Message):
+    """Several requests at once."""
+
+    requests: tuple[Annotated[Any, WithJsonSchema({"$ref": "#/components/schemas/RankRequest"})], ...] = Field(
+        min_length=1
+    )
+    """Each as for ``/v1/rank``; one that is wrong is refused by itself."""
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    """For all of them together; one that names a shorter one keeps it."""
 
 
 class Readiness(Message):
     """Answer of ``GET /readyz``."""
 
     ready: bool
-    """Whether at least one task can answer."""
+    """Whether every task can answer."""
     replicas: dict[str, int]
-    """Running replicas per task."""
+    """Running replicas per task; a replica runs once its model has reproduced its golden answers."""
+    missing: tuple[str, ...] = ()
+    """Tasks without one."""
+
+
+class Limit(Message):
+    """A bound that a request went beyond."""
+
+    name: str
+    """The setting of the service, see serve/settings.py."""
+    value: float
+    """What it allows."""
 
 
 class ErrorMessage(Message):
     """Every error, whatever the status; never repeats what was sent."""
 
-    code: str
+    code: ErrorCode
     """One word for programs."""
     message: str
     """One sentence for people."""
+    limit: Limit | None = None
+    """The bound, where the error is about one."""
+
+
+class BatchAnswer(Message):
+    """The answer to one request of several: a response or an error."""
+
+    status: int
+    """What ``/v1/rank`` would have answered with: 200, 422, 503 or 500."""
+    response: RankResponse | None = None
+    """Where the status is 200."""
+    error: ErrorMessage | None = None
+    """Otherwise."""
+
+
+class BatchResponse(Message):
+    """The answers, in the order of the requests."""
+
+    answers: tuple[BatchAnswer, ...]
+    """One per request."""
 
 
 def candidate_ids(candidates: tuple[Candidate, ...]) -> list[str]:
     """The id of each candidate, its place in the request where it has none."""
     return [str(place) if one.id is None else one.id for place, one in enumerate(candidates)]
+
+
+def known_names() -> set[str]:
+    """Every key that a message has, so that an error may name it."""
+    return {name for kind in Message.__subclasses__() for name in kind.model_fields}

@@ -16,15 +16,13 @@ from recranker.tasks.prefix import build_prefix
 from recranker.tasks.protocol import Answer, Candidate, Prompt, Question
 from recranker.tasks.questions import ranking_questions
 from recranker.tasks.settings import TaskName
-from serve.messages import HistoryEntry, ModelInfo, RankedItem, RankRequest, RankResponse, candidate_ids
+from serve.errors import RefusedError
+from serve.messages import HistoryEntry, Limit, ModelInfo, RankedItem, RankRequest, RankResponse, candidate_ids
+from serve.probability import probabilities
 from serve.settings import ServeSettings
 from serve.source import ServedRun
 
 Scores = dict[str, NDArray[np.float64]]
-
-
-class RefusedError(ValueError):
-    """A request that has the right shape but asks for what this service does not give; one message, no input."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Asked:
     backbone_scores: NDArray[np.float64]
     """``(candidates,)``; the order's own scores where the request had none."""
     prompts: dict[TaskName, Prompt]
+    """Of the tasks that have a question: a single candidate is compared with nobody."""
 
 
 def ask(request: RankRequest, run: ServedRun, limits: ServeSettings) -> Asked:
@@ -52,7 +51,7 @@ def ask(request: RankRequest, run: ServedRun, limits: ServeSettings) -> Asked:
         task: Prompt(f"serve/{task}", prefix, questions_of(candidates, run, task, *key))
         for task in request.tasks or run.tasks
     }
-    return Asked(candidates, backbone_scores, prompts)
+    return Asked(candidates, backbone_scores, {task: prompt for task, prompt in prompts.items() if prompt.questions})
 
 
 def questions_of(
@@ -91,12 +90,17 @@ def respond(
     fused = bool(answers) and bool(used)
     scores = fuse(signals, used) if fused else standardised(asked.backbone_scores)
     order = best_first(scores) if fused else np.arange(len(ids))
+    likely = probabilities(scores, own, used, run) if fused else None
     return RankResponse(
         ranking=tuple(
             RankedItem(
                 id=ids[index],
                 rank=rank,
                 score=float(scores[index]),
+                probability=None if likely is None else float(likely[index]),
+                signals={name: float(values[index]) for name, values in signals.items()},
+                backbone_rank=index + 1,
+                hint=None if run.instruct.hints == "none" else asked.candidates[index].place,
                 **{task: float(values[index]) for task, values in own.items()},
             )
             for rank, index in enumerate(order.tolist(), start=1)
@@ -108,49 +112,79 @@ def respond(
 
 
 def _check(request: RankRequest, run: ServedRun, limits: ServeSettings) -> None:
-    if len(request.candidates) > limits.max_candidates:
-        raise RefusedError(f"at most {limits.max_candidates} candidates may be sent, got {len(request.candidates)}")
-    if len(request.history) > limits.max_history:
-        raise RefusedError(f"at most {limits.max_history} history entries may be sent, got {len(request.history)}")
+    _at_most("max_candidates", limits.max_candidates, len(request.candidates), "candidates may be sent")
+    _at_most("max_history", limits.max_history, len(request.history), "history entries may be sent")
     unserved = [task for task in request.tasks or () if task not in run.tasks]
     if unserved:
-        raise RefusedError(f"tasks not served: {', '.join(unserved)}; served are {', '.join(run.tasks)}")
-    all_pairs = "pairwise" in (request.tasks or run.tasks) and run.instruct.pair_schedule == "all"
-    if all_pairs and len(request.candidates) > MAX_FOR_ALL:
-        raise RefusedError(f"at most {MAX_FOR_ALL} candidates where all pairs are asked, got {len(request.candidates)}")
+        message = f"tasks not served: {', '.join(unserved)}; served are {', '.join(run.tasks)}"
+        raise RefusedError(message, code="not_served")
+    if "pairwise" in (request.tasks or run.tasks) and run.instruct.pair_schedule == "all":
+        _at_most("max_candidates", MAX_FOR_ALL, len(request.candidates), "candidates where all pairs are asked")
     ratings = [one.rating for one in request.history] + [one.predicted_rating for one in request.candidates]
     lowest, highest = run.scale.lowest, run.scale.highest
     if not all(lowest <= rating <= highest for rating in ratings if rating is not None):
         raise RefusedError(f"ratings must lie between {lowest:g} and {highest:g}, the scale of the data")
 
 
+def _at_most(setting: str, limit: int, sent: int, of_what: str) -> None:
+    if sent > limit:
+        message = f"at most {limit} {of_what}, got {sent}"
+        raise RefusedError(message, code="limit_exceeded", limit=Limit(name=setting, value=limit))
+
+
 def _candidates(
     request: RankRequest, run: ServedRun, limits: ServeSettings
 ) -> tuple[tuple[Candidate, ...], NDArray[np.float64]]:
     """Candidates in the retriever's order, and the score each has there."""
-    titles = [_title(one.title, f"candidates.{place}", run, limits) for place, one in enumerate(request.candidates)]
+    titles = [
+        _title(one.title or "", f"candidates.{place}", run, limits) for place, one in enumerate(request.candidates)
+    ]
     ids = candidate_ids(request.candidates)
     given = [one.backbone_score for one in request.candidates]
     falling = -np.arange(len(ids), dtype=np.float64)
     scores = falling if None in given else np.asarray(given, dtype=np.float64)
     order = best_first(scores)
     candidates = [
-        Candidate(ids[index], titles[index], position, request.candidates[index].predicted_rating)
-        for position, index in enumerate(order.tolist(), start=1)
+        Candidate(ids[index], titles[index], place, request.candidates[index].predicted_rating)
+        for place, index in zip(_quoted(request, order), order.tolist(), strict=True)
     ]
     return tuple(candidates), scores[order]
 
 
+def _quoted(request: RankRequest, order: NDArray[np.int64]) -> list[int]:
+    """Place from 1 that hints quote of each candidate in the retriever's ``order``."""
+    given = [request.candidates[index].hint_score for index in order.tolist()]
+    places = np.arange(1, len(order) + 1)
+    if None in given:
+        return places.tolist()
+    quoted = np.empty_like(places)
+    quoted[best_first(np.asarray(given, dtype=np.float64))] = places
+    return quoted.tolist()
+
+
 def _prefix(history: Sequence[HistoryEntry], run: ServedRun, limits: ServeSettings) -> str:
-    liked, disliked = [], []
-    for place in reversed(range(len(history))):
-        entry = history[place]
-        title = _title(entry.title, f"history.{place}", run, limits)
-        if _is_like(entry, run):
-            liked.append(title)
-        elif _is_dislike(entry, run):
-            disliked.append(title)
-    return build_prefix(liked[: run.instruct.max_liked], disliked[: run.instruct.max_disliked], run.templates)
+    shown = shown_entries(history, run)
+    for place in set(range(len(history))) - set(shown):  # titles nobody sees are refused like the others
+        _title(history[place].title, f"history.{place}", run, limits)
+    return prefix_of(history, shown, run, limits)
+
+
+def shown_entries(history: Sequence[HistoryEntry], run: ServedRun) -> list[int]:
+    """Places, ascending, of the latest likes and dislikes: those that prompts show."""
+    liked = [place for place, entry in enumerate(history) if _is_like(entry, run)]
+    disliked = [place for place, entry in enumerate(history) if _is_dislike(entry, run)]
+    most, most_disliked = run.instruct.max_liked, run.instruct.max_disliked
+    return sorted(liked[max(0, len(liked) - most) :] + disliked[max(0, len(disliked) - most_disliked) :])
+
+
+def prefix_of(history: Sequence[HistoryEntry], places: Sequence[int], run: ServedRun, limits: ServeSettings) -> str:
+    """Instructions and the entries of ``history`` at ``places``, which ascend."""
+    liked: list[str] = []
+    disliked: list[str] = []
+    for place in reversed(places):
+        title = _title(history[place].title, f"history.{place}", run, limits)
+        (liked if _is_like(history[place], run) else disliked).append(title)
+    return build_prefix(liked, disliked, run.templates)
 
 
 def _is_like(entry: HistoryEntry, run: ServedRun) -> bool:
@@ -163,8 +197,11 @@ def _is_dislike(entry: HistoryEntry, run: ServedRun) -> bool:
 
 def _title(text: str, place: str, run: ServedRun, limits: ServeSettings) -> str:
     """``text`` cleaned as titles were in training."""
-    if len(text) > limits.max_title_characters:
-        raise RefusedError(f"{place}.title: at most {limits.max_title_characters} characters, got {len(text)}")
+    most = limits.max_title_characters
+    if len(text) > most:
+        limit = Limit(name="max_title_characters", value=most)
+        message = f"{place}.title: at most {most} characters, got {len(text)}"
+        raise RefusedError(message, code="limit_exceeded", limit=limit)
     title = clean_title(text, run.data.max_title_characters)
     if not title:
         raise RefusedError(f"{place}.title: no printable character is left after cleaning")

@@ -7,6 +7,9 @@ from pydantic import Field
 from recranker.settings import Settings
 from recranker.tasks.settings import MAX_CANDIDATES
 
+MAX_DEMO_USERS = 24
+"""Demo users that are published."""
+
 
 class ServeSettings(Settings):
     """What is served, by how many replicas, and what a request may ask."""
@@ -46,3 +49,20 @@ class ServeSettings(Settings):
     """Longer titles are refused before they are cleaned; what is left is cut as it was in training."""
     max_body_bytes: int = Field(default=1_000_000, ge=1000)
     """Larger request bodies are refused."""
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds until a request's body must be there; a client that sends more slowly is refused."""
+    max_batch_requests: int = Field(default=32, ge=1)
+    """Requests of one ``POST /v1/rank:batch``."""
+
+    users: str | None = None
+    """Where histories and candidates of users are: a redis://, rediss:// or unix:// URL, or a file of jobs.publish.
+    None takes the run's own file where there is one."""
+    users_timeout_s: float = Field(default=0.25, gt=0)
+    """Seconds until Redis must have answered; a user that is not found in time is ranked for as if unknown."""
+    popular_candidates: int = Field(default=10, ge=1)
+    """Candidates of a user for whom the retriever made no list: the most popular items."""
+    demo_users: int = Field(default=6, ge=0, le=MAX_DEMO_USERS)
+    """Users whose history and candidates the page at / shows, to everybody who has the token; 0 shows none."""
+    max_explained: int = Field(default=5, ge=0)
+    """Latest entries of a history that a request with 'explain' is asked again without, each as much work as the
+    request itself."""

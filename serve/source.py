@@ -10,12 +10,16 @@ from recranker.data.facts import RatingMeaning, meaning_of
 from recranker.data.settings import DataSettings
 from recranker.errors import DataError
 from recranker.llm.settings import LLMSettings
+from recranker.ranking.calibration import Calibrations
 from recranker.settings import check_settings
 from recranker.store import Store
 from recranker.tasks.protocol import RatingScale
 from recranker.tasks.settings import InstructSettings, TaskName
 from recranker.tasks.wording import Templates
 from serve.settings import ServeSettings
+
+FUSED_ROW = {"recranker": "hybrid", "paper": "hybrid_paper"}
+"""Per preset, the row of RANKINGS that is served."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class ServedRun:
     tasks: tuple[TaskName, ...]
     preset: Literal["recranker", "paper"]
     weights: dict[str, float]
+    calibrations: Calibrations
+    """How scores become probabilities, learned on validation lists."""
 
     @property
     def scale(self) -> RatingScale:
@@ -79,7 +85,16 @@ def read_run(settings: ServeSettings) -> ServedRun:
         tasks=job.tune.tasks,
         preset=fusion["preset"],
         weights=fusion["weights"],
+        calibrations=_calibrations(store, FUSED_ROW[fusion["preset"]]),
     )
+
+
+def _calibrations(store: Store, served: str) -> Calibrations:
+    name = "fusion/calibration.json"
+    found = check_settings(Calibrations, _json(store, name), where=f"{store.uri}/rank/{name}")
+    if served not in found.rows:
+        raise DataError(f"{store.uri}/rank/{name}: needed a calibration of row {served!r}; run jobs.rank again")
+    return found
 
 
 def _templates(store: Store) -> Templates:

@@ -17,6 +17,12 @@ def test_a_job_reaches_what_it_calls_through_others() -> None:
     assert not {"llm/scoring.py", "tracking.py", "store.py", "tasks/settings.py"} & found
 
 
+def test_what_is_made_for_serving_is_part_of_the_job_that_makes_it() -> None:
+    found = {str(path.relative_to(ROOT)) for path in reachable(JOBS / "publish.py")}
+    assert {"serve/histories.py", "recranker/tasks/user_records.py"} <= found
+    assert not {"serve/router.py", "serve/page.py"} & found
+
+
 def test_a_change_anywhere_behind_a_job_changes_its_hash(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "recranker" / "tasks").mkdir(parents=True)
     (tmp_path / "job.py").write_text("from recranker.tasks import a\n")

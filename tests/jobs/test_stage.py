@@ -9,7 +9,7 @@ from recranker.errors import DataError, LeakageError
 from tests.jobs.small import ROOT, job, write_config
 
 CONFIG = str(ROOT / "jobs/configs/quickstart.toml")
-JOBS = ["prepare", "backbone", "sample", "instruct", "tune", "rank", "evaluate", "pipeline"]
+JOBS = ["prepare", "backbone", "sample", "instruct", "tune", "rank", "evaluate", "pipeline", "publish"]
 
 
 @pytest.fixture(scope="module")

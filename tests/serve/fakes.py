@@ -1,5 +1,6 @@
 """Task replicas without a model; they load no torch, so they start at once."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -14,6 +15,17 @@ class Evenly:
 
     async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
         return [np.full(len(one.labels), -np.log(len(one.labels))) for one in prompt.questions]
+
+
+class Slow(Evenly):
+    """Takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+        await asyncio.sleep(self.seconds)
+        return await super().score(prompt)
 
 
 class Broken:

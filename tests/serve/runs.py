@@ -11,6 +11,7 @@ from recranker.data.facts import RatingMeaning
 from recranker.llm.adapter import golden_of, record_of, save_adapter
 from recranker.llm.model import add_adapter, load_model
 from recranker.llm.scoring import make_scorer
+from recranker.ranking.calibration import Calibrations
 from recranker.settings import check_settings
 from recranker.store import Origin, Store
 from recranker.tasks.prefix import build_prefix
@@ -21,6 +22,15 @@ from serve.settings import ServeSettings
 from tests.models import tiny_model
 
 WEIGHTS = {"pointwise": 0.4, "pairwise": 0.1, "listwise": 0.3, "backbone": 0.2}
+READS = {"pointwise": "probability", "listwise": "log_probability"}
+CALIBRATIONS = Calibrations.model_validate(
+    {
+        "rows": {
+            row: {"kind": "temperature", "reads": READS.get(row, "logit"), "slope": 1.0, "intercept": -1.0}
+            for row in ("hybrid", "hybrid_paper", "pointwise", "pairwise", "listwise")
+        }
+    }
+)
 ORIGIN = Origin("settings", "code", {})
 MEANING = RatingMeaning(1.0, 5.0, 4.0, 3.0)
 
@@ -51,6 +61,7 @@ def publish_rank(store: Store, job: JobSettings) -> None:
     with store.publish("rank", ORIGIN) as writer:
         fusion = {"preset": job.ranking.preset, "weights": WEIGHTS}
         (writer.files("fusion") / "weights.json").write_text(json.dumps(fusion))
+        (writer.files("fusion") / "calibration.json").write_text(CALIBRATIONS.model_dump_json())
         (Path(writer.root) / SETTINGS_FILE).write_text(job.model_dump_json())
 
 

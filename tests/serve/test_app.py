@@ -1,15 +1,18 @@
 """The application on a Ray cluster: the real one with a tiny model, and the router over tasks that fail."""
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from recranker.client import Client
 from serve.settings import ServeSettings
-from tests.serve.fakes import Broken, DiesOnce, Evenly
+from tests.serve.fakes import Broken, DiesOnce, Evenly, Slow
 from tests.serve.runs import finished_run
 from tests.serve.test_ranking import served
 
@@ -58,8 +61,11 @@ def test_the_application_ranks_with_a_tuned_model(url: str, tmp_path: Path) -> N
         refused = httpx.post(f"{url}/ranks/v1/rank", json=secret, headers=headers, timeout=60)
         assert refused.status_code == 422
         assert "k4nary" not in refused.text
-        ready = httpx.get(f"{url}/ranks/readyz", timeout=60).json()
-        assert ready == {"ready": True, "replicas": {"pointwise": 1, "pairwise": 1, "listwise": 1}}
+        assert all(0.0 <= one["probability"] <= 1.0 for one in answer["ranking"])
+        ready = httpx.get(f"{url}/ranks/readyz", headers=headers, timeout=60).json()
+        assert ready == {"ready": True, "replicas": {"pointwise": 1, "pairwise": 1, "listwise": 1}, "missing": []}
+        with Client(f"{url}/ranks", "right") as client:
+            assert [one.id for one in client.rank(["Alien"], ["A", "B"]).items] in (["0", "1"], ["1", "0"])
     finally:
         serve.delete("ranks")
 
@@ -89,6 +95,55 @@ def test_a_failing_task_is_named_and_a_dying_replica_hidden(url: str, tmp_path: 
         assert [one["id"] for one in answer["ranking"]] == [f"i{n}" for n in range(7)]
     finally:
         serve.delete("degrades")
+
+
+def end_router(app: str) -> None:
+    """Kill the process of the application's router."""
+    import ray
+    from ray.util import list_named_actors
+
+    names = [one["name"] for one in list_named_actors(all_namespaces=True)]
+    for name in names:
+        if name.startswith(f"SERVE_REPLICA::{app}#router#"):
+            ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+@pytest.mark.ray
+def test_headers_do_not_steer_the_proxy_and_lost_requests_have_our_shape(url: str) -> None:
+    from ray import serve
+
+    from serve.app import router_deployment
+
+    tasks = {
+        task: serve.deployment(kind, name=task, ray_actor_options={"num_cpus": 0.1}).bind(*arguments)
+        for task, kind, *arguments in (("pointwise", Slow, 3.0), ("listwise", Evenly))
+    }
+    run = served(tasks=("pointwise", "listwise"))
+    settings = ServeSettings(run="toy", request_timeout_s=20)
+    serve.run(router_deployment(settings, run, tasks), name="slow", route_prefix="/slow")
+    try:
+        short = {"x-request-timeout-seconds": "0.5", "x-request-id": "mine"}
+        answer = httpx.post(f"{url}/slow/v1/rank", json=BODY, headers=short, timeout=60)
+        assert (answer.status_code, answer.json()["degraded"]) == (200, [])
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+
+        never = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1", "x-request-id": "not plain!"}
+        started = time.monotonic()
+        answer = httpx.post(f"{url}/slow/v1/rank", json={**BODY, "deadline_ms": 1000}, headers=never, timeout=60)
+        assert time.monotonic() - started < 2.5
+        assert (answer.status_code, answer.json()["degraded"]) == (200, ["pointwise"])
+        assert answer.headers["x-request-id"] != "not plain!"
+
+        with ThreadPoolExecutor() as pool:
+            plain = pool.submit(httpx.post, f"{url}/slow/v1/rank", json=BODY, timeout=60)
+            persistent = pool.submit(Client(f"{url}/slow", timeout_s=60).rank, ["Alien"], ["A", "B"])
+            time.sleep(1.5)
+            end_router("slow")
+            lost = plain.result()
+            assert (lost.status_code, lost.json()["code"], lost.headers["retry-after"]) == (503, "unavailable", "1")
+            assert persistent.result().order == "fused"
+    finally:
+        serve.delete("slow")
 
 
 def test_the_config_names_a_builder_and_settings_that_exist() -> None:

@@ -1,46 +1,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
-from serve.http import BusyError, make_api
-from serve.messages import ModelInfo, RankRequest, RankResponse, Readiness
-from serve.ranking import RefusedError
-from serve.settings import ServeSettings
+from serve.errors import BusyError, LateError, RefusedError, UnavailableError
+from serve.http import make_api
+from serve.messages import ErrorCode, Limit
+from tests.serve.fake_service import FakeService, send
 
 TWO = {"candidates": [{"title": "A"}, {"title": "B"}]}
 SECRET = "k4nary"
-
-
-class FakeService:
-    """Answers everything with an empty ranking, or raises what it was given."""
-
-    def __init__(self, token: str | None = None, error: Exception | None = None, replicas: int = 1) -> None:
-        self.settings = ServeSettings(run="toy", max_body_bytes=2000, retry_after_s=1.5)
-        self.token = token
-        self.error = error
-        self.replicas = replicas
-
-    async def rank(self, request: RankRequest) -> RankResponse:
-        if self.error:
-            raise self.error
-        model = ModelInfo(run="toy", model="m", adapter="0", preset="recranker", weights={})
-        return RankResponse(ranking=(), model=model)
-
-    async def readiness(self) -> Readiness:
-        return Readiness(ready=self.replicas > 0, replicas={"pointwise": self.replicas})
-
-
-def send(service: FakeService, method: str = "POST", path: str = "/v1/rank", **arguments: Any) -> httpx.Response:
-    async def call() -> httpx.Response:
-        transport = httpx.ASGITransport(make_api(lambda: service), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **arguments)
-
-    return asyncio.run(call())
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -68,8 +40,11 @@ def test_bad_bodies_get_their_code_and_are_not_echoed(case: str) -> None:
     arguments, status, message = BAD[case]
     response = send(FakeService(), **arguments)
     assert response.status_code == status
-    assert set(response.json()) == {"code", "message"}
-    assert message in response.json()["message"]
+    body = response.json()
+    assert set(body) - {"limit"} == {"code", "message"}
+    assert body.get("limit") == ({"name": "max_body_bytes", "value": 2000} if status == 413 else None)
+    assert body["code"] in get_args(ErrorCode)
+    assert message in body["message"]
     assert SECRET not in response.text
 
 
@@ -100,22 +75,64 @@ def test_full_queues_are_503_with_retry_after() -> None:
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "2"
     assert response.json()["code"] == "busy"
+    away = send(FakeService(error=UnavailableError("not just now")), json=TWO)
+    assert (away.status_code, away.headers["Retry-After"]) == (503, "2")
+    assert away.json() == {"code": "unavailable", "message": "not just now"}
 
 
-def test_refusals_are_422_and_failures_500_without_detail() -> None:
-    refused = send(FakeService(error=RefusedError("at most 26 candidates")), json=TWO)
-    assert (refused.status_code, refused.json()["message"]) == (422, "at most 26 candidates")
+def test_refusals_are_422_and_name_the_limit() -> None:
+    limit = Limit(name="max_candidates", value=26)
+    refused = send(FakeService(error=RefusedError("too many", code="limit_exceeded", limit=limit)), json=TWO)
+    assert refused.status_code == 422
+    body = {"code": "limit_exceeded", "message": "too many", "limit": {"name": "max_candidates", "value": 26}}
+    assert refused.json() == body
+    assert send(FakeService(error=RefusedError("no")), json=TWO).json() == {"code": "invalid_request", "message": "no"}
+
+
+def test_failures_are_500_without_detail_and_the_log_names_the_line(caplog: pytest.LogCaptureFixture) -> None:
     failed = send(FakeService(error=RuntimeError(SECRET)), json=TWO)
     assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
     assert SECRET not in failed.text
+    assert "RuntimeError at fake_service.py:" in caplog.text
+    assert SECRET not in caplog.text
 
 
-def test_health_and_readiness_need_no_token() -> None:
+def test_only_where_nothing_could_be_answered_in_time_the_answer_is_504() -> None:
+    late = send(FakeService(error=LateError()), json=TWO)
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/nope"])
+def test_every_route_but_healthz_needs_the_token(path: str) -> None:
     assert send(FakeService("right"), "GET", "/healthz").json() == {"status": "ok"}
-    assert send(FakeService("right"), "GET", "/readyz").status_code == 200
-    assert send(FakeService("right", replicas=0), "GET", "/readyz").status_code == 503
+    assert send(FakeService("right"), "GET", path).status_code == 401
+    assert send(FakeService("right"), "GET", path, headers={"Authorization": "Bearer right"}).status_code != 401
+    assert send(FakeService(), "GET", path).status_code != 401
+
+
+def test_readiness_is_of_every_task_and_names_those_missing() -> None:
+    assert send(FakeService(), "GET", "/readyz").json()["ready"] is True
+    response = send(FakeService(replicas=0), "GET", "/readyz")
+    assert response.status_code == 503
+    assert response.json() == {
+        "ready": False,
+        "replicas": {"pointwise": 1, "pairwise": 0, "listwise": 1},
+        "missing": ["pairwise"],
+    }
 
 
 def test_unknown_paths_have_the_same_shape() -> None:
     assert send(FakeService(), "GET", "/nope").json()["code"] == "not_found"
     assert send(FakeService(), "GET", "/v1/rank").json()["code"] == "method_not_allowed"
+
+
+def test_every_error_is_described_in_one_shape() -> None:
+    paths = send(FakeService(), "GET", "/openapi.json").json()["paths"]
+    schemas = {
+        answer["content"]["application/json"]["schema"]["$ref"]
+        for path, routes in paths.items()
+        for route in routes.values()
+        for status, answer in route["responses"].items()
+        if status.startswith("4") and "content" in answer
+    }
+    assert schemas == {"#/components/schemas/ErrorMessage"}

@@ -8,12 +8,16 @@ from serve.messages import RankRequest, candidate_ids
 TWO = [{"title": "A"}, {"title": "B"}]
 BAD: dict[str, Any] = {
     "no candidates": {},
-    "one candidate": {"candidates": TWO[:1]},
+    "candidates that are none": {"candidates": []},
     "unknown key": {"candidates": TWO, "user": "u"},
     "unknown key in a candidate": {"candidates": [{"title": "A", "genre": "x"}, *TWO]},
-    "title missing": {"candidates": [{"id": "1"}, *TWO]},
     "title no text": {"candidates": [{"title": 5}, *TWO]},
     "half a surrogate": {"candidates": [{"title": "\ud800"}, *TWO]},
+    "neither title nor id": {"candidates": [{"backbone_score": 1.0}, *TWO]},
+    "user and history": {"candidates": TWO, "user_id": "u", "history": [{"title": "A", "liked": True}]},
+    "empty user": {"candidates": TWO, "user_id": ""},
+    "user whose candidates are none": {"candidates": [], "user_id": "u"},
+    "hint of one only": {"candidates": [{"title": "A", "hint_score": 1.0}, {"title": "B"}]},
     "empty id": {"candidates": [{"title": "A", "id": ""}, *TWO]},
     "same ids": {"candidates": [{"title": "A", "id": "x"}, {"title": "B", "id": "x"}]},
     "id equal to a place": {"candidates": [{"title": "A", "id": "1"}, {"title": "B"}]},
@@ -29,6 +33,7 @@ BAD: dict[str, Any] = {
     "negative weight": {"candidates": TWO, "weights": {"pointwise": -1}},
     "no weight above 0": {"candidates": TWO, "weights": {"pointwise": 0}},
     "unknown weight": {"candidates": TWO, "weights": {"setwise": 1}},
+    "no time": {"candidates": TWO, "deadline_ms": 0},
 }
 
 
@@ -38,7 +43,8 @@ def test_bad_requests_are_refused(case: str) -> None:
         RankRequest.model_validate(BAD[case])
 
 
-def test_the_smallest_request_is_two_titles() -> None:
+def test_a_request_is_titles_and_their_ids_are_their_places() -> None:
+    assert len(RankRequest.model_validate({"candidates": TWO[:1]}).candidates) == 1
     request = RankRequest.model_validate({"candidates": TWO})
     assert candidate_ids(request.candidates) == ["0", "1"]
     assert request.history == ()

@@ -12,7 +12,7 @@ from serve.messages import RankRequest
 from serve.ranking import RefusedError, answers_of, ask, questions_of, respond
 from serve.settings import ServeSettings
 from serve.source import ServedRun
-from tests.serve.runs import MEANING, WEIGHTS, job_settings
+from tests.serve.runs import CALIBRATIONS, MEANING, WEIGHTS, job_settings
 from tests.tables import candidate_list, candidates, draws, interactions
 
 JOB = job_settings(instruct={"max_liked": 3, "max_disliked": 1})
@@ -33,6 +33,7 @@ def served(**changes: Any) -> ServedRun:
         "tasks": JOB.tune.tasks,
         "preset": "recranker",
         "weights": WEIGHTS,
+        "calibrations": CALIBRATIONS,
     }
     return ServedRun(**{**values, **changes})
 

@@ -1,6 +1,7 @@
 """The router's patience and persistence, over handles that behave as Serve's do."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from ray.serve.exceptions import BackPressureError
 
 from recranker.errors import SettingsError
 from recranker.tasks.protocol import Prompt
-from serve.http import BusyError
-from serve.messages import RankRequest, RankResponse
+from serve import router
+from serve.errors import BusyError, LateError, RefusedError
+from serve.messages import RankRequest, RankResponse, Readiness
 from serve.router import TOKEN_VARIABLE, Router, read_token
 from serve.settings import ServeSettings
 from tests.serve.fakes import Evenly
@@ -40,6 +42,10 @@ class Handle:
 def rank(sent: RankRequest, limits: ServeSettings | None = None, **handles: Handle) -> RankResponse:
     settings = limits or ServeSettings(run="toy", request_timeout_s=20)
     return asyncio.run(Router(settings, served(), {**handles}).rank(sent))  # type: ignore[arg-type]
+
+
+def counted(asked: Router, name: str, **labels: str) -> float | None:
+    return asked.metrics.registry.get_sample_value(f"recranker_{name}", labels)
 
 
 def lost() -> Exception:
@@ -74,6 +80,73 @@ def test_a_slow_task_is_left_behind_at_the_deadline() -> None:
     response = rank(request(tasks=["pointwise", "listwise"]), limits, pointwise=Handle(), listwise=Handle(30.0))
     assert response.degraded == ("listwise",)
     assert response.order == "fused"
+
+
+def test_the_deadline_of_a_request_ends_the_waiting_before_it() -> None:
+    asked = Router(ServeSettings(run="toy"), served(), {"listwise": Handle(30.0)})  # type: ignore[dict-item]
+    started = time.monotonic()
+    response = asyncio.run(asked.rank(request(tasks=["listwise"]), started + 0.2))
+    assert time.monotonic() - started < 5.0
+    assert (response.order, response.degraded) == ("backbone", ("listwise",))
+    assert asyncio.run(asked.rank(request(tasks=["listwise"]), started)).order == "backbone"  # already over
+
+
+def test_a_lookup_that_takes_too_long_leaves_nothing_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "completed", lambda *_: time.sleep(0.5))
+    asked = Router(ServeSettings(run="toy"), served(), {"listwise": Handle()})  # type: ignore[dict-item]
+    with pytest.raises(LateError):
+        asyncio.run(asked.rank(RankRequest(user_id="u"), time.monotonic() + 0.05))
+    assert counted(asked, "requests_total", task="all", outcome="late") == 1.0
+
+
+def test_what_became_of_requests_and_tasks_is_counted() -> None:
+    handles = {"pointwise": Handle(lost(), None), "pairwise": Handle(failed()), "listwise": Handle(full())}
+    asked = Router(ServeSettings(run="toy", max_attempts=2), served(), handles)  # type: ignore[arg-type]
+    asyncio.run(asked.rank(request()))
+    outcomes = {"all": "fused", "pointwise": "answered", "pairwise": "failed", "listwise": "busy"}
+    for task, outcome in outcomes.items():
+        assert counted(asked, "requests_total", task=task, outcome=outcome) == 1.0
+        assert counted(asked, "request_duration_seconds_count", task=task) == 1.0
+    assert counted(asked, "task_retries_total", task="pointwise", reason="replica_lost") == 1.0
+    assert [counted(asked, "degraded_total", missing=one) for one in handles] == [None, 1.0, 1.0]
+    assert counted(asked, "candidates_sum") == 4.0
+    assert counted(asked, "shed_total") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault", "error", "outcome"),
+    [
+        (request(tasks=["listwise"]), full(), BusyError, "shed"),
+        (request(30, tasks=["listwise"]), None, RefusedError, "refused"),
+        (request(tasks=["listwise"]), ZeroDivisionError(), ZeroDivisionError, "failed"),
+    ],
+)
+def test_requests_that_get_no_answer_are_counted_too(
+    sent: RankRequest, fault: Exception | None, error: type[Exception], outcome: str
+) -> None:
+    handles = {"listwise": Handle(fault)}  # type: ignore[arg-type]
+    asked = Router(ServeSettings(run="toy"), served(), handles)  # type: ignore[arg-type]
+    with pytest.raises(error):
+        asyncio.run(asked.rank(sent))
+    assert counted(asked, "requests_total", task="all", outcome=outcome) == 1.0
+    assert counted(asked, "shed_total") == float(outcome == "shed")
+
+
+def test_ready_is_when_every_task_has_a_running_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Router(ServeSettings(run="toy"), served(), {"pointwise": Handle(), "listwise": Handle()})  # type: ignore[dict-item]
+    counts = {"router": 1, "pointwise": 2}
+    monkeypatch.setattr(router, "running_replicas", lambda: counts)
+    found = Readiness(ready=False, replicas={"pointwise": 2, "listwise": 0}, missing=("listwise",))
+    assert asyncio.run(asked.readiness()) == found
+    counts["listwise"] = 1
+    found = Readiness(ready=True, replicas={"pointwise": 2, "listwise": 1})
+    assert asyncio.run(asked.readiness()) == found
+
+    def away() -> dict[str, int]:
+        raise lost()
+
+    monkeypatch.setattr(router, "running_replicas", away)
+    assert asyncio.run(asked.readiness()) == found
 
 
 def test_only_when_all_tasks_are_full_the_service_is_busy() -> None:

@@ -6,7 +6,7 @@ from recranker.errors import DataError, SettingsError
 from recranker.store import Store
 from serve.settings import ServeSettings
 from serve.source import read_run, run_uri
-from tests.serve.runs import ORIGIN, WEIGHTS, job_settings, publish_rank
+from tests.serve.runs import CALIBRATIONS, ORIGIN, WEIGHTS, job_settings, publish_rank
 
 
 def published(home: Path) -> Store:
@@ -21,7 +21,15 @@ def test_a_run_is_read_as_the_pipeline_left_it(tmp_path: Path) -> None:
     store = published(tmp_path)
     run = read_run(ServeSettings(run="toy", home=str(tmp_path)))
     assert (run.name, run.seed, run.weights, run.preset) == ("toy", 3, WEIGHTS, "recranker")
+    assert run.calibrations == CALIBRATIONS
     assert run.adapters == Path(store.folder("tune")) / "adapter"
+
+
+def test_a_run_whose_served_row_has_no_calibration_is_refused(tmp_path: Path) -> None:
+    file = Path(published(tmp_path).folder("rank")) / "fusion" / "calibration.json"
+    file.write_text('{"rows": {}}')
+    with pytest.raises(DataError, match=r"calibration\.json: needed a calibration of row 'hybrid'; run jobs\.rank"):
+        read_run(ServeSettings(run="toy", home=str(tmp_path)))
 
 
 def test_a_run_is_named_by_name_folder_or_uri() -> None:

@@ -1,0 +1,108 @@
+"""What a router counts, as Prometheus reads it; base units, and no text of a user in a label.
+
+Each router replica counts for itself. With one router ``GET /metrics`` tells everything that reached it; with several
+each answer is one router's, and counters of different ones must not be mixed. What Serve's proxy refuses before it
+reaches a router is counted by Ray (``ray_serve_num_http_error_requests``).
+"""
+
+import unicodedata
+from html import unescape
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from serve.messages import RankRequest
+from serve.source import ServedRun
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+ALL = "all"
+"""Label of a whole request, beside those of its tasks."""
+SHED = "shed"
+"""Outcome of a whole request that found every queue full."""
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+CANDIDATES = (1, 2, 5, 10, 20, 26, 50, 100, 200)
+TOKENS = (100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self, run: ServedRun) -> None:
+        disable_created_metrics()  # a gauge beside every counter, which says when it began
+        self.registry = CollectorRegistry()
+        self.requests = self._counter(
+            "requests", "Requests, whole ones and per task, by what became of them", "outcome"
+        )
+        self.duration = self._histogram("request_duration_seconds", "Seconds until the answer", SECONDS, "task")
+        self.retries = self._counter("task_retries", "Calls repeated because the replica was lost", "reason")
+        self.degraded = Counter(
+            "recranker_degraded", "Answers without a task that was asked", ["missing"], registry=self.registry
+        )
+        self.shed = Counter("recranker_shed", "Requests refused because every queue was full", registry=self.registry)
+        self.candidates = self._histogram("candidates", "Candidates of a request", CANDIDATES)
+        self.prompt_tokens = self._histogram("prompt_tokens", "Tokens the model computed for a request", TOKENS)
+        self.sanitised = Counter(
+            "recranker_input_sanitised", "Titles changed or made harmless", ["kind"], registry=self.registry
+        )
+        build = Gauge("recranker_build_info", "What answers", ["version", "model_sha"], registry=self.registry)
+        build.labels(package_version(), run.tuning).set(1)
+
+    def arrived(self, request: RankRequest, max_title_characters: int) -> None:
+        """Count what ``request`` holds."""
+        self.candidates.observe(len(request.candidates))
+        for one in (*request.history, *request.candidates):
+            for kind in sanitised_kinds(one.title or "", max_title_characters):
+                self.sanitised.labels(kind).inc()
+
+    def finished(self, task: str, outcome: str, seconds: float) -> None:
+        """Count a task's answer, or a whole request's under ``ALL``."""
+        if outcome == SHED:
+            self.shed.inc()
+        self.requests.labels(task, outcome).inc()
+        self.duration.labels(task).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, label: str) -> Counter:
+        return Counter(f"recranker_{name}", what, ["task", label], registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"recranker_{name}", what, labels, buckets=buckets, registry=self.registry)
+
+
+def sanitised_kinds(text: str, max_characters: int) -> list[str]:
+    """What ``data.titles.clean_title``, or the tokenizer, takes out of a title's power; spaces do not count.
+
+    'entity': an HTML entity; 'control': characters of the categories C*; 'normalised': another Unicode form;
+    'cut': longer than allowed; 'chat_token': the spelling of a special token, which stays text.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text and "<|" not in text and len(text) <= max_characters:
+        return []
+    plain = unescape(text)
+    found = {
+        "entity": plain != text,
+        "control": any(unicodedata.category(one).startswith("C") and not one.isspace() for one in plain),
+        "normalised": not unicodedata.is_normalized("NFKC", plain),
+        "cut": len(unicodedata.normalize("NFKC", plain)) > max_characters,
+        "chat_token": "<|" in plain,
+    }
+    return [kind for kind, there in found.items() if there]
+
+
+def package_version() -> str:
+    """Of recranker as installed."""
+    try:
+        return version("recranker")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
