@@ -108,10 +108,10 @@ class TuningBenchmark(Settings):
     """The cluster that makes prompts and times ZeRO stages."""
     seed: int = 0
     """Of everything but what tune.seed says."""
-    prompts: int = Field(default=12, ge=1)
+    prompts: int = Field(default=4, ge=1)
     """Training prompts, the earliest draws; each is a handful of instructions."""
-    rows: int = Field(default=8, ge=1)
-    """Full prompts of a batch, where prompts are padded."""
+    rows: int = Field(default=2, ge=1)
+    """Full prompts computed at once, where prompts are padded; 8 take 21 GB, and longer than 2 on a CPU."""
     trainer_steps: int = Field(default=1, ge=1)
     """Optimizer steps whose questions transformers' Trainer trains on, the first ones, all at the most."""
     zero: bool = True
@@ -120,7 +120,7 @@ class TuningBenchmark(Settings):
     """ZeRO stages timed."""
     zero_workers: tuple[int, ...] = Field(default=(1, 2), min_length=1)
     """Numbers of workers that share the steps there."""
-    zero_prompts: int = Field(default=12, ge=1)
+    zero_prompts: int = Field(default=4, ge=1)
     """The first of the prompts, which are trained on there."""
 
     @property

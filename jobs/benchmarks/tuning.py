@@ -52,7 +52,7 @@ def measure(settings: TuningBenchmark) -> Outcome:
         found = _trained(settings, prompts, model, bar)
         zero = []
         for workers, stage in cases:
-            bar.set_text(f"ZeRO-{stage}, {workers} workers")
+            bar.set_text(f"ZeRO-{stage}, workers {workers}")
             zero.append(zero_row(settings, prompts[: settings.zero_prompts], model, workers, stage))
             bar.advance()
     rows = [row_of(way, one) for way, one in found.items()]

@@ -4,8 +4,10 @@ Clocks count all of a step: text to tokens, forward and backward passes, the opt
 adapter and has computed a few tokens before they start.
 """
 
+import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +40,8 @@ GEMM_ROUNDS = 3
 IGNORED = -100
 """Label of a token that transformers' loss leaves out."""
 STOCK_ATTENTION = "sdpa"
+STOCK_BATCH = 8
+"""Questions of an optimizer step of transformers' Trainer."""
 WARM_UP_TOKENS = 16
 
 
@@ -174,10 +178,11 @@ def _answers(forward: Callable[..., Any], ids: Tensor, seen: Tensor, **_: Any) -
 
 
 def measure_trainer(given: Given, rows: int, steps: int) -> Trained:
-    """transformers' own Trainer on the questions of the first ``steps`` steps, ``rows`` to a batch.
+    """transformers' own Trainer on the questions of the first ``steps`` steps, ``rows`` of them at once.
 
     Its loss is the cross-entropy of the answer's token over the vocabulary. Texts are tokens before the clock starts.
     """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, would tell of its choice
     lm = _loaded(given, stock=True)
     prompts = [prompt for asked in islice(given.steps, steps) for prompt in asked]
     examples = [_example(part) for part in _by_length(given.encoded(lm, prompts))]
@@ -223,6 +228,7 @@ def _stock_arguments(given: Given, rows: int, folder: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=rows,
+        gradient_accumulation_steps=max(1, STOCK_BATCH // rows),
         num_train_epochs=1,
         learning_rate=tune.learning_rate,
         lr_scheduler_type="cosine",
@@ -255,7 +261,9 @@ def _loaded(given: Given, *, stock: bool = False) -> LanguageModel:
     lm = load_model(Path(given.model), given.llm)
     if stock:
         lm.model.set_attn_implementation(STOCK_ATTENTION)
-    make_trainable(lm, given.tune, given.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will have another name
+        make_trainable(lm, given.tune, given.seed)
     if not stock:
         quicken(lm)
     lm.model(input_ids=torch.arange(WARM_UP_TOKENS)[None], use_cache=False).logits.sum().backward()

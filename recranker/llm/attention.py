@@ -90,6 +90,27 @@ class Bin:
         """``(tokens,)`` place in the row of all that is no padding; the same in every layer."""
         return self.gather[self.keep]
 
+    @cached_property
+    def _kept(self) -> Tensor:
+        return self.keep.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def _padding(self) -> Tensor:
+        return (~self.keep).flatten().nonzero()[:, 0]
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """``(branches, longest, ...)`` of ``(T, ...)``."""
+        return rows.index_select(0, self.gather.flatten()).view(*self.gather.shape, *rows.shape[1:])
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """``(tokens, ...)`` of ``(branches, longest, ...)``, without padding; see ``places``."""
+        return batch.flatten(0, 1).index_select(0, self._kept)
+
+    def silence(self, batch: Tensor) -> Tensor:
+        """``(branches, longest, ...)``, in place, with zeros as padding."""
+        batch.flatten(0, 1).index_fill_(0, self._padding, 0.0)
+        return batch
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -272,11 +293,12 @@ def attended(layer: int, query: Tensor, key: Tensor, value: Tensor, layout: Layo
         else:  # without a prefix, branches are all they see
             out_THD[branches], sums_TH[branches] = 0.0, float("-inf")
     for one in layout.bins:
-        own, own_sums = _flash(query[one.gather], key[one.gather], value[one.gather], CAUSAL, scale)
-        sums, shared_sums = own_sums[one.keep], sums_TH[one.places]
-        weights = torch.sigmoid(sums - shared_sums).to(own.dtype)
-        out_THD[one.places] = torch.lerp(out_THD[one.places], own[one.keep], weights[..., None])
-        sums_TH[one.places] = torch.logaddexp(sums, shared_sums)
+        part, sums = _flash(one.batch(query), one.batch(key), one.batch(value), CAUSAL, scale)
+        own, own_sums = one.rows(part), one.rows(sums)
+        shared, shared_sums = (rows.index_select(0, one.places) for rows in (out_THD, sums_TH))
+        weights = torch.sigmoid(own_sums - shared_sums).to(own.dtype)
+        out_THD.index_add_(0, one.places, own.sub_(shared).mul_(weights[..., None]))
+        sums_TH.index_copy_(0, one.places, torch.logaddexp(own_sums, shared_sums))
     return Attended(query, key, value, out_THD, sums_TH)
 
 
@@ -301,11 +323,10 @@ def attention_gradients(
         of_key[keys] += found[1][0]
         of_value[keys] += found[2][0]
     for one in layout.bins:
-        of_out = gradient[one.gather]
-        of_out[~one.keep] = 0.0  # padding asks for nothing, so that nothing comes of it
-        found = _flash_gradients(of_out, Attended(*(rows[one.gather] for rows in whole)), CAUSAL, scale)
+        of_out = one.silence(one.batch(gradient))  # padding asks for nothing, so that nothing comes of it
+        found = _flash_gradients(of_out, Attended(*map(one.batch, whole)), CAUSAL, scale)
         for total, part in zip((of_query, of_key, of_value), found, strict=True):
-            total[one.places] += part[one.keep]
+            total.index_add_(0, one.places, one.rows(part))
     return of_query, of_key, of_value
 
 

@@ -32,7 +32,7 @@ def check_runnable(llm: LLMSettings, tune: TuneSettings, *, cuda: bool, flags: C
         complaints = list(_without_cuda(llm, tune, cpu_flags(CPU_INFO) if flags is None else flags))
     if tune.method == "full" and (llm.dtype == "bfloat16" or (on_cuda and llm.dtype == "auto")):
         complaints.append(
-            f"tune.method='full' needs llm.dtype='float32', got {llm.dtype!r}: small steps would vanish in bfloat16 weights"
+            f"tune.method='full' needs llm.dtype='float32', got {llm.dtype!r}: small steps would vanish in bfloat16"
         )
     if complaints:
         raise SettingsError("; ".join(complaints))

@@ -224,10 +224,8 @@ class Tuning:
 
     @property
     def layers_flown(self) -> int:
-        """Layers that the gradient flows through: down to the lowest trained; all under transformers' checkpoints."""
-        if self.is_full or (self.tune.gradient_checkpointing and not self.is_quick):
-            return self.shape.layers
-        return self.shape.adapted_layers(self.lora)
+        """Layers that the gradient flows through: down to the lowest trained."""
+        return self.shape.layers if self.is_full else self.shape.adapted_layers(self.lora)
 
 
 @dataclass(frozen=True)

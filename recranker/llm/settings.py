@@ -89,8 +89,7 @@ class TuneSettings(Settings):
     tasks: tuple[TaskName, ...] = ("pointwise", "pairwise", "listwise")
     """Tasks trained."""
     method: Literal["lora", "full"] = "lora"
-    """'full' trains every weight, as RecRanker does (with learning_rate 2e-5); what is called an adapter is then a whole
-    model."""
+    """'full' trains every weight, as RecRanker does (with learning_rate 2e-5); the adapter is then a whole model."""
     lora: LoraSettings = LoraSettings()
     """The adapter's shape."""
     objective: ObjectiveSettings = ObjectiveSettings()

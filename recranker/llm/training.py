@@ -264,9 +264,8 @@ def make_trainable(lm: LanguageModel, settings: TuneSettings, seed: int, start: 
     else:
         load_adapter(lm, start, trainable=True)
     if settings.gradient_checkpointing:
-        # reentrant checkpointing reduces a parameter twice under ZeRO
+        # reentrant checkpointing reduces a parameter twice under ZeRO, and needs a gradient at the first layer's input
         lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        lm.model.enable_input_require_grads()  # frozen embeddings would cut the graph of the first layer
     lm.model.train()
 
 

@@ -1,10 +1,10 @@
 """The layers of LLaMA and its kin with LoRA, for training on a CPU: the same gradients as peft's, in less time.
 
 Between the matrix products peft and autograd make and keep a new tensor for every operation, and on a CPU that takes as
-long as the products. Here each layer is one operation with a gradient written by hand. Its products run over so few tokens
-at a time that what lies between them stays in the cache; adapters of linears with the same input share one product; what
-is cheap (norms, the gate) is computed again rather than kept; and layers below the first adapted one keep nothing. Base
-weights have no gradient. Of the last layer only the tokens that answer are computed, as in ``decoder``.
+long as the products. Here each layer is one operation whose gradient is written by hand. Adapters of linears with the
+same input share a product, what is cheap (norms, the gate) is computed again rather than kept, results are written
+where they are wanted, and layers below the first adapted one keep nothing. Base weights have no gradient. Of the last
+layer only the tokens that answer are computed, as in ``decoder``.
 
 Shapes: T tokens, A tokens that are computed once attention is done, E width of the model, H heads, G key-value heads,
 D width of a head, F width of the gated layer, R ranks of adapters that share an input.
@@ -13,10 +13,10 @@ D width of a head, F width of the gated layer, R ranks of adapters that share an
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -25,8 +25,8 @@ from recranker.llm.attention import Attended, Layout, attended, attention_gradie
 from recranker.llm.decoder import KINDS, Projected, add_layer, linears_of, normed, rotate
 from recranker.llm.model import LanguageModel, base_of
 
-TILE_TOKENS = 256
-"""Tokens that go through all products between two attentions while what they hold is in the cache."""
+TILE_TOKENS = 1024
+"""About so many tokens go through all products between two attentions while what they hold is in the cache."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the position embedding, each ``(1, T, D)``."""
@@ -40,12 +40,12 @@ def quicken(lm: LanguageModel) -> bool:
 
     Returns:
         Whether it was done: for float32 on a CPU, an architecture with these layers, and a plain LoRA adapter on
-        linears of the layers as all that is trained. Otherwise nothing has changed.
+        linears of the layers as all that is trained, without dropout. Otherwise nothing has changed.
     """
     model = base_of(lm)
-    if not isinstance(lm.model, PeftModel) or lm.device.type != "cpu" or lm.dtype != torch.float32:
+    if lm.device.type != "cpu" or lm.dtype != torch.float32 or type(model) not in KINDS:
         return False
-    if type(model) not in KINDS or model.config.hidden_act != "silu" or not _only_plain_adapters(model):
+    if model.config.hidden_act != "silu" or model.config.attention_dropout or not _only_plain_adapters(model):
         return False
     layers = list(model.model.layers)
     first = next(index for index, layer in enumerate(layers) if _adapters(layer))
@@ -138,8 +138,10 @@ class Row:
 
 
 def _tiles(tokens: Tensor) -> Iterator[slice]:
-    for start in range(0, len(tokens), TILE_TOKENS):
-        yield slice(start, min(start + TILE_TOKENS, len(tokens)))
+    """All of them in tiles of about the same size, since a short one costs more than its share."""
+    count = max(1, round(len(tokens) / TILE_TOKENS))
+    cuts = [len(tokens) * number // count for number in range(count + 1)]
+    return (slice(start, end) for start, end in pairwise(cuts) if end > start)
 
 
 def _untrained(layer: Any, row: Row, stream_TE: Tensor) -> Tensor:
@@ -200,7 +202,7 @@ class Adapted:
 
     @property
     def rank(self) -> int:
-        return self.ranks.stop - self.ranks.start
+        return 0 if self.up is None else self.up.shape[1]
 
     def write(self, inputs: Tensor, low: Tensor, out: Tensor, base: Tensor | None) -> None:
         """See ``Linears.write``."""
@@ -441,7 +443,7 @@ def _turn(heads_THD: Tensor, rotary: Rotary, tile: slice, *, back: bool = False)
 
 
 def _add_norm_gradient(total_TE: Tensor, of_normed_TE: Tensor, stream_TE: Tensor, norm: Any) -> None:
-    """Add to ``total_TE`` what the gradient of ``normed(stream_TE, norm)``, which is overwritten, means for the stream."""
+    """Add the stream's gradient to ``total_TE``, given that of ``normed(stream_TE, norm)``, which is overwritten."""
     width = stream_TE.shape[1]
     squares_T1 = torch.linalg.vecdot(stream_TE, stream_TE)[:, None]
     scales_T1 = torch.rsqrt_(squares_T1.div_(width).add_(norm.variance_epsilon))

@@ -8,19 +8,19 @@ from jobs import benchmark
 from jobs.benchmarks import tuning, tuning_zero
 from jobs.benchmarks.settings import TuningBenchmark
 from jobs.benchmarks.tuning import PACKED, PADDED, TRAINER, Outcome
-from jobs.benchmarks.tuning_prompts import training_prompts
 from jobs.benchmarks.tuning_ways import Given, Step, Trained, measure_packed, measure_padded, measure_trainer
 from jobs.benchmarks.tuning_work import Work, answer_pairs, visible_pairs, work_of
 from jobs.benchmarks.tuning_zero import zero_cases, zero_row
-from recranker.errors import DataError, SettingsError
+from recranker.errors import SettingsError
 from recranker.llm.encoding import Branch, Tree
 from recranker.llm.reports import Progress, StepReport
 from recranker.llm.settings import LLMSettings, LoraSettings, TuneSettings
 from recranker.llm.shapes import ModelShape
 from recranker.settings import load_settings
+from tests.jobs.small import job
 from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
-from tests.toy import toy_settings
+from tests.toy import toy_interactions
 
 TREE = Tree("t", [1, 2, 3], [Branch([4, 5], [1, 2], 0, "pointwise"), Branch([6], [1, 2], 1, "pairwise")])
 
@@ -127,8 +127,9 @@ def test_nothing_flows_below_the_first_adapter() -> None:
     assert found.attention == 2 * 4 * (19 + 9)
 
 
-def settings_of(tmp_path: Path, **values: object) -> TuningBenchmark:
-    return TuningBenchmark.model_validate({"data": {"source": {"kind": "movielens-100k"}}, "llm": {"model": "tiny"}, **values})
+def small_settings(**values: object) -> TuningBenchmark:
+    needed = {"data": {"source": {"kind": "movielens-100k"}}, "llm": {"model": "tiny"}}
+    return TuningBenchmark.model_validate(needed | values)
 
 
 def test_every_zero_stage_is_timed_with_every_number_of_workers(
@@ -158,7 +159,7 @@ def test_every_zero_stage_is_timed_with_every_number_of_workers(
 
     monkeypatch.setattr(tuning_zero, "tune_adapters", fake)
     monkeypatch.setattr(tuning_zero, "cluster", SimpleNamespace(connect=lambda *_: None))
-    settings = settings_of(tmp_path, zero_stages=[0, 3])
+    settings = small_settings(zero_stages=[0, 3])
     cases = zero_cases(settings)
     rows = [zero_row(settings, toy_prompts(8), tmp_path, *case) for case in cases]
     assert [(tune.workers, tune.zero_stage) for tune in asked] == cases == [(1, 0), (1, 3), (2, 0), (2, 3)]
@@ -167,16 +168,63 @@ def test_every_zero_stage_is_timed_with_every_number_of_workers(
         zero_row(settings, toy_prompts(8), tmp_path, 3, 0)
 
 
+CONFIG = """
+prompts = 4
+trainer_steps = 2
+zero_stages = [2]
+zero_workers = [1]
+[store]
+home = "{home}"
+[data]
+rating_min = 1
+rating_max = 5
+like_at_least = 4
+dislike_below = 3
+[data.source]
+kind = "files"
+interactions = "{interactions}"
+items = "{items}"
+rating_column = "rating"
+time_column = "timestamp"
+genres_column = "genres"
+[backbone]
+retriever = {{ kind = "ease" }}
+rating_predictor = {{ dim = 4, epochs = 2 }}
+[sampling]
+kind = "uniform"
+num_draws = 12
+[llm]
+model = "{model}"
+device = "cpu"
+max_prompt_tokens = 4096
+[tune]
+batch_prompts = 2
+[ray]
+cpus = 2
+object_store_mb = 100
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.ray
-def test_prompts_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.benchmarks import tuning_prompts
-    from recranker.distributed import cluster
+def test_the_command_makes_its_prompts_once_and_measures_all(tmp_path: Path) -> None:
+    interactions, items = toy_interactions(tmp_path / "data")
+    config, found = tmp_path / "tuning.toml", tmp_path / "found.json"
+    values = {"home": tmp_path / "home", "interactions": interactions, "items": items}
+    config.write_text(CONFIG.format(**values, model=tiny_model(tmp_path / "model")))
+    done = job("benchmark", "tuning", str(config), "--json", str(found))
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads(found.read_text())
+    assert written["largest_loss_difference"] < 1e-4
+    assert len({row["instructions"] for row in written["rows"]}) == 1
+    assert [(row["zero_stage"], row["workers"], row["steps"]) for row in written["zero_step_seconds"]] == [(2, 1, 2)]
+    again = job("benchmark", "tuning", str(config), "prompts=13")
+    assert again.returncode == 2
+    assert again.stderr.count("unchanged, skipped") == 4
+    assert "error: prompts=13, but the stages made 12 to train on; raise sampling.num_draws" in again.stderr
 
-    monkeypatch.setattr(tuning_prompts.cluster, "disconnect", lambda: None)
-    ...
 
-
-def test_ways_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ways_that_cannot_be_compared_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["tuning", "tune.lora.dropout=0.1", "--dry-run"]) == 2
     assert "tune.lora.dropout 0, got 'joint' and 0.1" in capsys.readouterr().err
 
@@ -195,9 +243,7 @@ def test_settings_load_and_help_shows_the_command(capsys: pytest.CaptureFixture[
 
 def test_the_outcome_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [tuning.row_of(way, found) for way, found in FOUND.items()]
-    zero = [
-        {"workers": workers, "zero_stage": 2, "steps": 3, "seconds": 7.25, "memory_gb": 1.0} for workers in (1, 2)
-    ]
+    zero = [{"workers": workers, "zero_stage": 2, "steps": 3, "seconds": 7.25, "memory_gb": 1.0} for workers in (1, 2)]
     outcome = Outcome(rows, tuning.loss_rows(FOUND), zero, tuning.figures(FOUND))
     benchmark.show_tuning(outcome, None)  # type: ignore[arg-type]
     printed = capsys.readouterr().out

@@ -239,8 +239,10 @@ def _first_gradients(
     return engine.gradients
 
 
-def test_checkpointing_gives_the_same_gradients(model_path: Path) -> None:
-    plain, saving = (TuneSettings(batch_prompts=2, gradient_checkpointing=flag) for flag in (False, True))
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_checkpointing_gives_the_same_gradients(model_path: Path, last_layers: int | None) -> None:
+    lora = {"last_layers": last_layers}
+    plain, saving = (TuneSettings(batch_prompts=2, lora=lora, gradient_checkpointing=flag) for flag in (False, True))
     expected = _first_gradients(model_path, plain, toy_prompts(2), 0, 1)
     found = _first_gradients(model_path, saving, toy_prompts(2), 0, 1)
     for one, other in zip(found, expected, strict=True):
