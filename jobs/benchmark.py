@@ -2,6 +2,7 @@
 
 python -m jobs.benchmark ranking --users 8 --candidates 10 50 200 --json FILE
 python -m jobs.benchmark instructions --users 100000 1000000 --json FILE
+python -m jobs.benchmark tuning zero=false --json FILE
 python -m jobs.benchmark backbones epochs=100 'threads=[1, 2]' --json FILE   (first, once: make benchmark-env)
 """
 
@@ -12,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmarks import backbones, instructions, ranking
+from jobs.benchmarks import backbones, instructions, ranking, tuning
 from jobs.benchmarks.results import top_k_table, training_table
-from jobs.benchmarks.settings import BackbonesBenchmark, InstructionsBenchmark, RankingBenchmark
+from jobs.benchmarks.settings import BackbonesBenchmark, InstructionsBenchmark, RankingBenchmark, TuningBenchmark
 from jobs.output import console, write_json
 from jobs.sources import ROOT
 from jobs.stage import flattened, guarded
@@ -121,12 +122,28 @@ def show_instructions(outcome: instructions.Outcome, settings: InstructionsBench
         shown.print(f"{name} {value:.4g}")
 
 
+def show_tuning(outcome: tuning.Outcome, settings: TuningBenchmark) -> None:
+    """Print the tables and what the trainer is judged by."""
+    shown = console(TABLE_WIDTH)
+    shown.print(tuning.table(outcome.rows), tuning.loss_table(outcome.losses))
+    if outcome.zero_step_seconds:
+        shown.print(tuning.zero_table(outcome.zero_step_seconds))
+    for name, value in outcome.figures.items():
+        shown.print(f"{name} {value:.4g}")
+
+
 BENCHMARKS = {
     "ranking": Benchmark(
         "the ranking engine beside full prompts and generated text, on real users with a real model",
         RankingBenchmark,
         ranking.measure,
         show_ranking,
+    ),
+    "tuning": Benchmark(
+        "packed training beside padded prompts and transformers' Trainer, on real prompts; ZeRO stages",
+        TuningBenchmark,
+        tuning.measure,
+        show_tuning,
     ),
     "instructions": Benchmark(
         "sampling and instructions on a made-up service of growing size, beside reading and tokenising alone",

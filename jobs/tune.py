@@ -1,8 +1,10 @@
 """Tune the language model's adapter on the training prompts: Ray Train workers, DeepSpeed, LoRA.
 
 python -m jobs.tune jobs/configs/quickstart.toml tune.epochs=2 tune.workers=2
+python -m jobs.tune jobs/configs/quickstart.toml --plan       what it will cost, before anything is spent
 """
 
+import shutil
 import sys
 import time
 
@@ -10,31 +12,33 @@ import pyarrow.compute as pc
 
 from jobs.settings import JobSettings
 from jobs.stage import Stage, StageContext, main, model_folder
+from jobs.tuning_plan import options, show_plan
 from recranker.distributed.training import tune_adapters
+from recranker.distributed.validation import ValidationList, validation_lists
 from recranker.llm.model import resolve_model
-from recranker.llm.reports import StepReport
+from recranker.llm.reports import Look, StepReport
 from recranker.llm.training import plan_adapters
-from recranker.schema import PROMPTS, TRAINING_LOG
+from recranker.schema import CANDIDATES, PROMPTS, TRAINING_LOG
 from recranker.tasks.instructions import to_prompts
 
 
 def run(settings: JobSettings, stage: StageContext) -> None:
     """Publish the adapter, or one per task, and the log of its training."""
     prompts = stage.read("instruct", PROMPTS)
-    plans = plan_adapters(to_prompts(prompts.filter(pc.field("split") == "train")), settings.tune)
+    trained = to_prompts(prompts.filter(pc.field("split") == "train"))
+    plans = plan_adapters(trained, settings.tune, settings.llm.max_prompt_tokens)
     model = resolve_model(settings.llm.model, stage.cache)
     stage.connect()
     started = time.perf_counter()
     with stage.progress("tune", sum(plan.steps for plan in plans)) as bar:
 
-        def on_step(adapter: str, report: StepReport) -> None:
-            bar.set_text(f"{adapter} loss {report.loss:.3f}")
-            bar.advance()
-            metrics = {"loss": report.loss, "learning_rate": report.learning_rate, "tokens": float(report.tokens)}
-            metrics |= {f"loss_{task}": loss for task, loss in report.task_losses.items()}
-            stage.log_metrics({f"tune/{adapter}/{name}": value for name, value in metrics.items()}, step=report.step)
+        def tell(adapter: str, report: StepReport | Look) -> None:
+            if isinstance(report, StepReport):
+                bar.set_text(f"{adapter} loss {report.loss:.3f}")
+                bar.advance()
+            stage.log_metrics(metrics_of(adapter, report), step=report.step)
 
-        log = tune_adapters(
+        log, done = tune_adapters(
             plans,
             model=model,
             folder=stage.files("adapter"),
@@ -42,24 +46,64 @@ def run(settings: JobSettings, stage: StageContext) -> None:
             llm=settings.llm,
             tune=settings.tune,
             seed=settings.seed,
-            on_step=on_step,
+            tell=tell,
+            validation=_looked_at(settings, stage),
         )
-    prompts_seen = sum(plan.steps for plan in plans) * settings.tune.batch_prompts
+    prompts_seen = log.num_rows * settings.tune.batch_prompts
     stage.log_metrics({"tune/prompts_per_second": prompts_seen / (time.perf_counter() - started)})
     stage.write(TRAINING_LOG, log)
     stage.facts["adapters"] = {
-        plan.name: {"prompts": len(plan.prompts), "steps": plan.steps, "prompts_repeated": plan.repeated}
+        plan.name: {
+            "prompts": len(plan.prompts),
+            "steps": done[plan.name].step,
+            "prompts_repeated": plan.repeated,
+            "prompts_too_long": plan.too_long,
+            "validation_ndcg_at_3": {str(look.step): look.ndcg_at_3 for look in done[plan.name].looks},
+        }
         for plan in plans
     }
     stage.log_artifact(stage.files("adapter"))
+    shutil.rmtree(stage.scratch, ignore_errors=True)
+
+
+def metrics_of(adapter: str, report: StepReport | Look) -> dict[str, float]:
+    """What MLflow gets to see of a step or a look."""
+    if isinstance(report, Look):
+        return {f"tune/{adapter}/validation_ndcg_at_3": report.ndcg_at_3}
+    metrics = {
+        "loss": report.loss,
+        "learning_rate": report.learning_rate,
+        "tokens": float(report.tokens),
+        "gradient_norm": report.gradient_norm,
+        "tokens_per_second": report.step_tokens / report.seconds,
+        "instructions_per_second": report.questions / report.seconds,
+        "seconds_per_step": report.seconds,
+        "memory_gb": report.memory_gb,
+    }
+    metrics |= {f"loss_{task}": loss for task, loss in report.task_losses.items()}
+    return {f"tune/{adapter}/{name}": value for name, value in metrics.items()}
+
+
+def _looked_at(settings: JobSettings, stage: StageContext) -> list[ValidationList]:
+    if settings.tune.validation is None:
+        return []
+    return validation_lists(
+        stage.read("instruct", PROMPTS),
+        stage.read("backbone", CANDIDATES),
+        tasks=settings.tune.tasks,
+        max_lists=settings.tune.validation.max_lists,
+        seed=settings.seed,
+    )
 
 
 STAGE = Stage(
     "tune",
     run,
-    reads=("instruct",),
+    reads=("backbone", "instruct"),
     sections=("llm", "tune"),
     outside=model_folder,
+    options=options,
+    instead=show_plan,
 )
 
 if __name__ == "__main__":

@@ -200,7 +200,9 @@ TRAINING_LOG = _table(
     ("adapter", "step"),
     _column("adapter", pa.string(), "'joint' or the task."),
     _column("step", pa.int32(), "Optimizer step, 1 = first."),
-    _column("loss", pa.float32(), "Mean cross-entropy of the answer tokens, nats."),
+    _column("loss", pa.float32(), "Mean over the step's questions, nats."),
+    _column("gradient_norm", pa.float32(), "Euclidean norm of the gradient before it was clipped."),
+    _column("prompt_ids", STRINGS, "The step's prompts, in the order drawn."),
     _column("learning_rate", pa.float32(), "After warm-up and decay."),
     _column("tokens", pa.int64(), "Tokens computed since the start, all workers."),
 )

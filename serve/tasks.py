@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.llm.adapter import check_adapter
-from recranker.llm.model import load_adapter, load_model, merge_adapter, resolve_model
+from recranker.llm.adapter import check_adapter, load_tuned
+from recranker.llm.model import merge_adapter, resolve_model
 from recranker.llm.scoring import make_scorer
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.prefix import build_prefix
@@ -30,9 +30,8 @@ class TaskReplica:
     """
 
     def __init__(self, task: TaskName, run: ServedRun, cache: str) -> None:
-        lm = load_model(resolve_model(run.llm.model, Path(cache)), run.llm)
         folder = adapter_for(run.adapters, task)
-        load_adapter(lm, folder)
+        lm = load_tuned(resolve_model(run.llm.model, Path(cache)), folder, run.llm)
         merge_adapter(lm)  # before the check, so that what is checked is what answers
         difference = check_adapter(lm, folder, run.llm)
         logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)

@@ -18,7 +18,7 @@ def test_every_make_target_exists() -> None:
 def test_every_job_and_settings_file_exists() -> None:
     for job in re.findall(r"python -m jobs\.([a-z]+)", README):
         assert (ROOT / "jobs" / f"{job}.py").is_file(), job
-    for path in re.findall(r"jobs/configs/[a-z]+\.toml|cluster/[a-z_.]+|serve/config\.yaml", README):
+    for path in re.findall(r"jobs/configs/[a-z0-9_]+\.toml|cluster/[a-z_.]+|serve/config\.yaml", README):
         assert (ROOT / path.rstrip(".")).exists(), path
 
 

@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jobs.settings import StoreSettings
+from jobs.settings import JobSettings, RaySettings, StoreSettings
+from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
-from recranker.llm.settings import LLMSettings
+from recranker.llm.settings import LLMSettings, TuneSettings
+from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
 from recranker.settings import Settings
 from recranker.tasks.settings import MAX_CANDIDATES, InstructSettings
 
@@ -82,6 +84,64 @@ class RankingBenchmark(Settings):
     def _lists_can_be_ranked(self) -> "RankingBenchmark":
         if not all(2 <= one <= MAX_CANDIDATES for one in self.candidates):
             raise ValueError(f"candidates must be 2 to {MAX_CANDIDATES}, got {list(self.candidates)}")
+        return self
+
+
+class TuningBenchmark(Settings):
+    """Packed training against a full prompt for every question and against transformers' own Trainer."""
+
+    data: DataSettings
+    """Whose histories are trained on."""
+    store: StoreSettings = StoreSettings()
+    """Where downloads are kept, and what the stages before training make."""
+    backbone: BackboneSettings = BackboneSettings()
+    """Which candidates are asked about."""
+    sampling: SamplingSettings = AdaptiveSampling()
+    """Which users are drawn."""
+    instruct: InstructSettings = InstructSettings()
+    """What is asked."""
+    llm: LLMSettings
+    """The model."""
+    tune: TuneSettings = TuneSettings()
+    """The adapter, the loss and the optimizer's steps; workers and ZeRO stage are varied where those are timed."""
+    ray: RaySettings = RaySettings()
+    """The cluster that makes prompts and times ZeRO stages."""
+    seed: int = 0
+    """Of everything but what tune.seed says."""
+    prompts: int = Field(default=4, ge=1)
+    """Training prompts, the earliest draws; each is a handful of instructions."""
+    rows: int = Field(default=2, ge=1)
+    """Full prompts computed at once, where prompts are padded; 8 take 21 GB, and longer than 2 on a CPU."""
+    trainer_steps: int = Field(default=1, ge=1)
+    """Optimizer steps whose questions transformers' Trainer trains on, the first ones, all at the most."""
+    zero: bool = True
+    """Whether steps are timed under ZeRO stages too, which starts a Ray cluster and takes some minutes."""
+    zero_stages: tuple[Literal[0, 1, 2, 3], ...] = Field(default=(0, 1, 2, 3), min_length=1)
+    """ZeRO stages timed."""
+    zero_workers: tuple[int, ...] = Field(default=(1, 2), min_length=1)
+    """Numbers of workers that share the steps there."""
+    zero_prompts: int = Field(default=4, ge=1)
+    """The first of the prompts, which are trained on there."""
+
+    @property
+    def job(self) -> JobSettings:
+        """The pipeline that makes the prompts."""
+        tune = self.tune.model_copy(update={"max_prompts": self.prompts})
+        parts = ("store", "data", "backbone", "sampling", "instruct", "llm", "ray", "seed")
+        return JobSettings(name="benchmark-tuning", tune=tune, **{part: getattr(self, part) for part in parts})
+
+    @property
+    def training_seed(self) -> int:
+        """Of the adapter's start and the order of prompts."""
+        return self.seed if self.tune.seed is None else self.tune.seed
+
+    @model_validator(mode="after")
+    def _ways_can_be_compared(self) -> "TuningBenchmark":
+        if self.tune.adapters != "joint" or self.tune.lora.dropout:
+            raise ValueError(
+                "ways are compared on one adapter without chance, so tune.adapters must be 'joint' and "
+                f"tune.lora.dropout 0, got {self.tune.adapters!r} and {self.tune.lora.dropout:g}"
+            )
         return self
 
 

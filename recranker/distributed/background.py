@@ -16,7 +16,7 @@ class BackgroundFit(threading.Thread):
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(daemon=True)
         self._trainer = trainer
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._result: Result | None = None
         self.start()
 
@@ -30,6 +30,11 @@ class BackgroundFit(threading.Thread):
         """Whether it still runs after so long."""
         self.join(timeout_s)
         return self.is_alive()
+
+    @property
+    def error(self) -> Exception | None:
+        """What ``fit`` raised, once it has ended."""
+        return self._error
 
     def result(self) -> Result:
         """What ``fit`` returned.

@@ -22,7 +22,8 @@ from ray.data import ActorPoolStrategy
 from recranker.distributed.answer_parts import AnswerParts, answers_to, is_answered
 from recranker.distributed.cluster import check_workers
 from recranker.errors import DataError, OutputError
-from recranker.llm.model import load_adapter, load_model, merge_adapter
+from recranker.llm.adapter import load_tuned
+from recranker.llm.model import load_model, merge_adapter
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings
 from recranker.llm.tuned import adapter_for
@@ -94,10 +95,8 @@ class RankActor:
         self, model: str, adapter: str | None, tasks: tuple[TaskName, ...], folder: str, settings: dict[str, Any]
     ) -> None:
         llm = LLMSettings.model_validate(settings)
-        lm = load_model(Path(model), llm)
-        if adapter is not None:
-            load_adapter(lm, Path(adapter))
-            merge_adapter(lm)
+        lm = load_model(Path(model), llm) if adapter is None else load_tuned(Path(model), Path(adapter), llm)
+        merge_adapter(lm)
         self.scorer = make_scorer(lm, llm)
         self.tasks = tasks
         self.parts = AnswerParts(Path(folder))

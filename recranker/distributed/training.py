@@ -1,15 +1,17 @@
 """Tuning on a cluster: Ray Train starts the workers, DeepSpeed shares the step, our own loop decides what it is.
 
-Paths (base model, output) must be on a filesystem that every node sees. Workers report over a small
-actor, so that the driver's bar and MLflow follow training and a user's error arrives as it was raised.
+Paths (base model, output, checkpoints) must be on a filesystem that every node sees, which is tried before anything
+is trained. Workers report over a small actor, so that the driver's bar and MLflow follow training and a user's error
+arrives as it was raised. When workers, or the controller over them, are lost, the driver starts anew from the newest
+checkpoint; when the driver itself is lost, the same command does.
 """
 
 import logging
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,24 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
-from torch import Tensor
 
 from recranker.distributed.background import BackgroundFit
 from recranker.distributed.channel import Channel
 from recranker.distributed.cluster import check_workers
-from recranker.errors import ModelError, OutputError, RecrankerError
-from recranker.llm.adapter import golden_of, golden_prompts, record_of, reload_and_check, save_adapter
+from recranker.distributed.engine import DeepSpeedEngine
+from recranker.distributed.shared_storage import check_shared, mark_shared
+from recranker.distributed.validation import ValidationList, looker
+from recranker.errors import ModelError, RecrankerError
+from recranker.llm.adapter import RECORD, golden_of, golden_prompts, record_of, reload_and_check, save_adapter
+from recranker.llm.checkpoints import Checkpoints, TrainingState
+from recranker.llm.limits import check_runnable
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import check_packing
-from recranker.llm.reports import StepReport
+from recranker.llm.reports import Look, Progress, StepReport
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
-from recranker.llm.training import AdapterPlan, make_trainable, train
-from recranker.randomness import key_of
+from recranker.llm.training import AdapterPlan, Trainer, make_trainable, trained_weights
+from recranker.llm.training_layers import quicken
 from recranker.schema import TRAINING_LOG
 from recranker.settings import Settings
 from recranker.tasks.protocol import Prompt
@@ -42,8 +48,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 COLLECTIVE_TIMEOUT_S = 600
 """A worker that hears nothing from the others for so long gives up."""
-ALL_FAILED_WAIT_S = 5.0
-"""Within such a time all workers have met an error that none of them is spared."""
+
+Tell = Callable[[str, StepReport | Look], None]
+"""Takes the adapter's name and what happened."""
 
 
 class TuneJob(Settings):
@@ -55,68 +62,24 @@ class TuneJob(Settings):
     """Folder of the base model."""
     folder: str
     """Where the adapter is written."""
+    start: str | None = None
+    """Folder of the adapter it starts from; None: from the seed."""
+    checkpoints: str
+    """Folder of this training's checkpoints."""
     llm: LLMSettings
     """How the model is run; the device is resolved."""
     tune: TuneSettings
     """How it is trained."""
     seed: int
-    """Of the run."""
+    """Of this training."""
 
 
-class DeepSpeedEngine:
-    """A ``llm.training.Engine`` over all workers of this Ray Train run."""
+@dataclass(frozen=True)
+class Given:
+    """What workers train and look at."""
 
-    def __init__(self, lm: LanguageModel, settings: TuneSettings) -> None:
-        import deepspeed
-
-        # DeepSpeed would compile a C++ extension in every worker for collectives that gloo does as well
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.forward, self._optimizer, *_ = deepspeed.initialize(
-            model=lm.model,
-            optimizer=optimizer,
-            config=deepspeed_config(settings),
-            dist_init_required=False,
-        )
-        self._device = lm.device
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss``; DeepSpeed averages over workers, hence the factor."""
-        self.forward.backward(loss * self.workers, scale_wrt_gas=False)
-        if not self.forward.is_gradient_accumulation_boundary():
-            self.forward.step()  # counts the micro-batch, changes no weight
-
-    def step(self, learning_rate: float) -> None:
-        """Clip, update the adapter, forget the gradients."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.forward.step()
-
-    def total(self, values: Tensor) -> Tensor:
-        """``values`` summed over all workers."""
-        summed = values.to(self._device)
-        torch.distributed.all_reduce(summed)
-        return summed.cpu()
-
-
-def deepspeed_config(settings: TuneSettings) -> dict[str, Any]:
-    """DeepSpeed's own settings; no compiled operator, so that nothing is built on workers.
-
-    Its ``bf16`` mode stays off even where the base model is bfloat16: it would round the adapter, which peft keeps
-    in float32, and the frequencies of the position embedding, and the model saved would not be the one trained.
-    """
-    return {
-        "train_batch_size": settings.batch_prompts,
-        "train_micro_batch_size_per_gpu": settings.micro_batch_prompts,
-        "gradient_accumulation_steps": settings.batch_prompts // (settings.workers * settings.micro_batch_prompts),
-        "gradient_clipping": settings.max_grad_norm,
-        "zero_optimization": {"stage": settings.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1_000_000,
-    }
+    prompts: list[Prompt]
+    validation: list[ValidationList]
 
 
 def tune_adapters(
@@ -128,88 +91,143 @@ def tune_adapters(
     llm: LLMSettings,
     tune: TuneSettings,
     seed: int,
-    on_step: Callable[[str, StepReport], None],
-) -> pa.Table:
+    tell: Tell,
+    validation: Sequence[ValidationList] = (),
+) -> tuple[pa.Table, dict[str, Progress]]:
     """Train every planned adapter, one after the other, and check each in a fresh process.
 
     Args:
         plans: From ``llm.training.plan_adapters``.
         model: Folder of the base model.
         folder: Gets a folder per adapter, named after it.
-        work: Scratch folder; emptied at the end.
+        work: Keeps checkpoints; trainings of other prompts or settings must never find it.
         llm: How the model is run.
         tune: How it is trained.
         seed: Keys the adapter's start and the order of prompts.
-        on_step: Told the adapter's name and each step, in this thread.
+        tell: Told the adapter's name and each step and look, in this thread.
+        validation: Lists looked at while training, where ``tune.validation`` says so.
 
     Returns:
-        The TRAINING_LOG table.
+        The TRAINING_LOG table, and by adapter all that was reported.
 
     Raises:
-        SettingsError: If the cluster cannot hold the workers.
+        SettingsError: If the cluster cannot hold the workers, or the machine does not do what settings ask for.
         ModelError: If a loss is no number, or the saved adapter does not answer as the trained one did.
+        OutputError: If workers do not share the folders.
     """
     use_gpu = check_workers("tune.workers", tune.workers, device=llm.device)
+    check_runnable(llm, tune, cuda=use_gpu)
     llm = llm.model_copy(update={"device": "cuda" if use_gpu else "cpu"})
-    rows: list[dict[str, Any]] = []
+    seed = seed if tune.seed is None else tune.seed
+    done: dict[str, Progress] = {}
     for plan in plans:
         job = TuneJob(
             name=plan.name,
             model=str(model.resolve()),
             folder=str((folder / plan.name).resolve()),
+            start=None if plan.start is None else str((folder / plan.start).resolve()),
+            checkpoints=str((work / "checkpoints" / plan.name).resolve()),
             llm=llm,
             tune=tune,
             seed=seed,
         )
-        reports = _tune(job, plan.prompts, work, on_step)
+        done[plan.name] = _tune(job, Given(plan.prompts, list(validation)), work / "ray", tell)
         difference = check_in_fresh_process(job)
         logger.info("adapter %s: reloaded in a fresh process, answers differ by %.1g nats", plan.name, difference)
-        rows += [_log_row(plan.name, report) for report in reports]
-    return pa.Table.from_pylist(rows, schema=TRAINING_LOG.schema)
+    rows = [_log_row(name, report) for name, progress in done.items() for report in progress.reports]
+    return pa.Table.from_pylist(rows, schema=TRAINING_LOG.schema), done
 
 
-def _tune(
-    job: TuneJob, prompts: list[Prompt], work: Path, on_step: Callable[[str, StepReport], None]
-) -> list[StepReport]:
-    """Run one training to its end while ``on_step`` hears of every step."""
+def _tune(job: TuneJob, given: Given, work: Path, tell: Tell) -> Progress:
+    """Run one training to its end, however often it is lost on the way, while ``tell`` hears of every step."""
     Path(job.folder).mkdir(parents=True, exist_ok=True)
+    heard = Heard(job.name, tell)
+    lost, kept = 0, 0
+    while True:
+        error = _attempt(job, ray.put(given), work, heard)
+        if error is None:
+            return heard.progress
+        now = Checkpoints(Path(job.checkpoints)).latest_step
+        lost, kept = (1 if now > kept else lost + 1), now
+        if lost > job.tune.max_failures:
+            raise error
+        logger.warning(
+            "training was lost after step %d, it goes on behind step %d: %s",
+            *(heard.progress.step, now, _first_line(error)),
+        )
+
+
+@dataclass
+class Heard:
+    """What the driver has heard of one training; a step that was repeated is told of once."""
+
+    name: str
+    tell: Tell
+
+    def __post_init__(self) -> None:
+        self._steps: dict[int, StepReport] = {}
+        self._looks: dict[int, Look] = {}
+
+    def hear(self, report: StepReport | Look) -> None:
+        """Take a report, which may have come before."""
+        if isinstance(report, Look):
+            new, self._looks[report.step] = report.step not in self._looks, report
+        else:
+            new, self._steps[report.step] = report.step not in self._steps, report
+        if new:
+            self.tell(self.name, report)
+
+    @property
+    def progress(self) -> Progress:
+        """All steps and looks."""
+        return Progress(
+            reports=tuple(self._steps[step] for step in sorted(self._steps)),
+            looks=tuple(self._looks[step] for step in sorted(self._looks)),
+        )
+
+
+def _attempt(job: TuneJob, given: Any, work: Path, heard: Heard) -> Exception | None:
+    """Train from the newest checkpoint on; the error with which workers or their controller were lost, if they were.
+
+    Raises:
+        RecrankerError: What trying again would not mend.
+    """
+    shutil.rmtree(work, ignore_errors=True)  # what a killed run of Ray's left there would be taken up, or be broken
     channel = ray.remote(Channel).options(num_cpus=0).remote()
-    run = BackgroundFit(_trainer(job, ray.put(prompts), channel, work))
-    reports: dict[int, StepReport] = {}
+    run = BackgroundFit(_trainer(job, given, channel, work))
     try:
         running = True
         while running:
             running = run.wait(POLL_S)
             for report in ray.get(channel.take.remote()):
-                if report.step not in reports:  # a restarted run goes over its first steps again
-                    on_step(job.name, report)
-                reports[report.step] = report
-        _raise_failure(run, ray.get(channel.error.remote()))
+                heard.hear(report)
+        ours: RecrankerError | None = ray.get(channel.error.remote())
     finally:
         if run.wait(0):
             channel.stop.remote()
         shutil.rmtree(work, ignore_errors=True)
-    return [reports[step] for step in sorted(reports)]
-
-
-def _raise_failure(run: BackgroundFit, ours: RecrankerError | None) -> None:
     if ours is not None:
         raise ours
-    run.result()
+    return run.error
 
 
-def _trainer(job: TuneJob, prompts: Any, channel: Any, work: Path) -> TorchTrainer:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _trainer(job: TuneJob, given: Any, channel: Any, work: Path) -> TorchTrainer:
     use_gpu = job.llm.device == "cuda"
+    mark_shared(Path(job.checkpoints))
     env_vars = {"OMP_NUM_THREADS": str(job.llm.threads), "DS_ACCELERATOR": job.llm.device}
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job.model_dump(mode="json"), "prompts": prompts, "channel": channel},
+        train_loop_config={"job": job.model_dump(mode="json"), "given": given, "channel": channel},
         scaling_config=ScalingConfig(num_workers=job.tune.workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
             name=job.name,
             storage_path=str(work.resolve()),
-            failure_config=FailureConfig(max_failures=2),
+            failure_config=FailureConfig(max_failures=0),  # the driver tries again: then a lost controller is no end
             worker_runtime_env={"env_vars": env_vars},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -217,46 +235,80 @@ def _trainer(job: TuneJob, prompts: Any, channel: Any, work: Path) -> TorchTrain
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One worker from start to saved adapter.
-
-    An error that a restart would not mend is told to the driver. The worker then returns as if all were
-    well, which ends the run at once, where every other worker has failed too; otherwise it raises, since the
-    others wait for it, and the restarted workers find the error here.
-    """
-    channel, context = config["channel"], ray.train.get_context()
-    if ray.get(channel.error.remote()) is not None:
-        return
+    """One worker from start to saved adapter; an error that trying again would not mend is told to the driver."""
+    channel = config["channel"]
     try:
-        _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["prompts"]), channel)
+        _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["given"]), channel)
     except RecrankerError as error:
-        ray.get(channel.fail.remote(context.get_world_rank(), error))
-        if not _all_failed(channel, context.get_world_size()):
-            raise
+        ray.get(channel.fail.remote(error))
+        raise
 
 
-def _all_failed(channel: Any, workers: int) -> bool:
-    deadline = time.monotonic() + ALL_FAILED_WAIT_S
-    while time.monotonic() < deadline:
-        if ray.get(channel.num_failed.remote()) == workers:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def _train_and_save(job: TuneJob, prompts: list[Prompt], channel: Any) -> None:
-    folder = Path(job.folder)
-    if not folder.is_dir():
-        raise OutputError(f"a training worker does not see {folder}; set store.home to a folder shared by all nodes")
-    lm = load_model(Path(job.model), job.llm)
+def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
+    check_shared(Path(job.checkpoints))
+    checkpoints = Checkpoints(Path(job.checkpoints))
+    start = None if job.start is None else Path(job.start)
+    base = start if start is not None and job.tune.method == "full" else Path(job.model)
+    lm = load_model(base, job.llm, job.tune.quantization)
     way_out = "tuning packs every prompt into one row, so it needs another base model"
     check_packing(lm, max_prompt_tokens=job.llm.max_prompt_tokens, way_out=way_out)
-    make_trainable(lm, job.tune, job.seed)
+    make_trainable(lm, job.tune, job.seed, start)
+    found = _newest(checkpoints)
+    if found is not None:
+        _set_weights(lm, found[0])
+    if job.tune.zero_stage < 3:  # there, hooks of modules gather weights
+        quicken(lm)
     engine = DeepSpeedEngine(lm, job.tune)
-    torch.manual_seed(key_of(job.seed, "dropout", engine.rank) >> 1)
-    for report in train(engine, lm, prompts, job.tune, job.llm, job.seed):
-        if engine.rank == 0 and not ray.get(channel.report.remote(report)):
+    trainer = Trainer(engine, lm, given.prompts, job.tune, job.llm.max_prompt_tokens, job.seed)
+    progress = Progress() if found is None else found[1]
+    if found is not None:
+        engine.restore(found[0], progress.step, trainer.nothing())
+
+    def tell(*reports: StepReport | Look) -> None:
+        if engine.rank == 0 and not ray.get(channel.report.remote(*reports)):
             raise RuntimeError("stopped: the driver does not wait for this training any more")
-    _save(job, lm, engine, prompts)
+
+    def keep(progress: Progress) -> None:
+        state = engine.state()
+        if engine.rank == 0:
+            checkpoints.write(state, progress)
+
+    tell(*progress.reports, *progress.looks)
+    look = looker(lm, given.validation, job.llm, engine, job.tune) if job.tune.validation else None
+    progress = trainer.fit(progress, tell=tell, keep=keep, look=look)
+    torch.distributed.barrier()  # until the first worker has written the last checkpoint
+    if progress.best is not None and progress.best.step < progress.step:
+        with _gathered(lm, job.tune.zero_stage):
+            _set_weights(lm, checkpoints.at(progress.best.step)[0])
+    _save(job, lm, engine, given.prompts)
+
+
+def _newest(checkpoints: Checkpoints) -> tuple[TrainingState, Progress] | None:
+    """The newest checkpoint that verifies, the same on every worker: the first one looks for it."""
+    found = checkpoints.newest() if torch.distributed.get_rank() == 0 else None
+    step = torch.tensor([found[1].step if found else 0], device=_collective_device())
+    torch.distributed.broadcast(step, 0)
+    if int(step) == 0:
+        return None
+    return found or checkpoints.at(int(step))
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+
+
+def _set_weights(lm: LanguageModel, state: TrainingState) -> None:
+    """Give the adapter the weights of ``state``.
+
+    Raises:
+        ModelError: If the checkpoint is of another adapter.
+    """
+    weights = trained_weights(lm)
+    if set(weights) != set(state.weights):
+        raise ModelError("the checkpoint holds other weights than this adapter has; delete it to train from the start")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(state.weights[name])
 
 
 def _save(job: TuneJob, lm: LanguageModel, engine: DeepSpeedEngine, prompts: list[Prompt]) -> None:
@@ -271,19 +323,22 @@ def _save(job: TuneJob, lm: LanguageModel, engine: DeepSpeedEngine, prompts: lis
 
 
 def _gathered(lm: LanguageModel, zero_stage: int) -> AbstractContextManager[Any]:
-    """Under ZeRO-3 every worker holds a shard of the adapter; inside this block each holds all of it."""
+    """Under ZeRO-3 every worker holds a shard of the adapter; inside this block each holds all of it.
+
+    What the first worker changes there reaches all others.
+    """
     if zero_stage < 3:
         return nullcontext()
     import deepspeed
 
-    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(trained)
+    trained = list(trained_weights(lm).values())
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(trained, modifier_rank=0)
     return gathered
 
 
 def check_in_fresh_process(job: TuneJob) -> float:
     """Reload base and adapter where nothing of the training is in memory; see ``llm.adapter.check_adapter``."""
-    if not (Path(job.folder) / "adapter_config.json").is_file():
+    if not (Path(job.folder) / RECORD).is_file():
         raise ModelError(f"training wrote no adapter into {job.folder}; set store.home to a folder shared by all nodes")
     # an environment of its own keeps Ray from giving the task to a process that has done other work
     fresh = {"env_vars": {"RECRANKER_FRESH_PROCESS": uuid.uuid4().hex, "OMP_NUM_THREADS": str(job.llm.threads)}}
@@ -298,10 +353,9 @@ def check_in_fresh_process(job: TuneJob) -> float:
 
 
 def _log_row(name: str, report: StepReport) -> dict[str, Any]:
+    columns = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
     return {
         "adapter": name,
-        "step": report.step,
-        "loss": report.loss,
-        "learning_rate": report.learning_rate,
-        "tokens": report.tokens,
+        "prompt_ids": list(report.prompt_ids),
+        **{column: getattr(report, column) for column in columns},
     }

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from recranker.errors import ModelError
 from recranker.llm.chat import ChatFrame
-from recranker.llm.model import LanguageModel, load_adapter, load_model
+from recranker.llm.model import ADAPTER_CONFIG, LanguageModel, load_adapter, load_model, prepare_quantized
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.settings import Settings
@@ -117,10 +117,14 @@ def save_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden:
     Raises:
         ModelError: If the adapter is empty or untrained, the trap of a sharded save.
     """
-    check_trained(lm)
-    lm.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    _forget_base_path(folder / "adapter_config.json")
+    if record.tune.method == "full":
+        lm.model.save_pretrained(str(folder))
+        lm.tokenizer.save_pretrained(str(folder))
+    else:
+        check_trained(lm)
+        lm.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        _forget_base_path(folder / ADAPTER_CONFIG)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / GOLDEN).write_text(golden.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -196,10 +200,26 @@ def _difference(found: Sequence[NDArray[np.float64]], golden: GoldenAnswer) -> f
     return max(float(np.abs(one - np.array(wanted)).max()) for one, wanted in pairs)
 
 
+def load_tuned(model: Path, folder: Path, settings: LLMSettings) -> LanguageModel:
+    """The base model in ``model`` as the adapter in ``folder`` was trained on it, with that adapter.
+
+    Where every weight was trained, ``folder`` holds a model of its own, and the base is not needed.
+
+    Raises:
+        ModelError: If either cannot be loaded, or the base cannot be kept in as few bits here.
+    """
+    tune = read_record(folder).tune
+    if tune.method == "full":
+        return load_model(folder, settings)
+    lm = load_model(model, settings, tune.quantization)
+    prepare_quantized(lm)
+    load_adapter(lm, folder)
+    return lm
+
+
 def reload_and_check(model: Path, folder: Path, settings: LLMSettings) -> float:
     """Load base and adapter from disk and compare with the golden answers; see ``check_adapter``."""
-    lm = load_model(model, settings)
-    load_adapter(lm, folder)
+    lm = load_tuned(model, folder, settings)
     return check_adapter(lm, folder, settings, same_machine=True)
 
 

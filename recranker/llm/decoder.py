@@ -33,12 +33,12 @@ def decoder_of(lm: LanguageModel) -> "Decoder | None":
     model = base_of(lm)
     if lm.device.type != "cpu" or type(model) not in KINDS or model.config.hidden_act != "silu":
         return None
-    if not all(type(one) is nn.Linear for layer in model.model.layers for one in _linears(layer)):
+    if not all(type(one) is nn.Linear for layer in model.model.layers for one in linears_of(layer)):
         return None
     return Decoder(model.model)
 
 
-def _linears(layer: Any) -> list[Any]:
+def linears_of(layer: Any) -> list[Any]:
     attention, gated = layer.self_attn, layer.mlp
     return [
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -74,12 +74,12 @@ class Decoder:
             attended_TE = projected.attended(layout, index, layer.self_attn.scaling)
             if index == len(layers) - 1:
                 stream_TE, attended_TE = stream_TE[answers], attended_TE[answers]
-                _add_layer(stream_TE, attended_TE, layer)
+                add_layer(stream_TE, attended_TE, layer)
                 break
             for tile in tiles:  # as far as a token can go without the others
-                _add_layer(stream_TE[tile], attended_TE[tile], layer)
+                add_layer(stream_TE[tile], attended_TE[tile], layer)
                 projected.write(stream_TE, layers[index + 1], rotary, tile)
-        return _normed(stream_TE, self.body.norm)
+        return normed(stream_TE, self.body.norm)
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,18 @@ class Projected:
 
     def write(self, stream_TE: Tensor, layer: Any, rotary: tuple[Tensor, Tensor], tile: slice) -> None:
         """What ``layer`` asks of and offers to the tokens in ``tile``."""
-        attention, normed_TE = layer.self_attn, _normed(stream_TE[tile], layer.input_layernorm)
+        attention, normed_TE = layer.self_attn, normed(stream_TE[tile], layer.input_layernorm)
         cos, sin = (one[0, tile, None] for one in rotary)
         for out, one in ((self.query, attention.q_proj), (self.key, attention.k_proj)):
-            _rotate(_product(normed_TE, one).view(out[tile].shape), cos, sin, out[tile])
+            rotate(_product(normed_TE, one).view(out[tile].shape), cos, sin, out[tile])
         self.value[tile] = _product(normed_TE, attention.v_proj).view(self.value[tile].shape)
 
     def attended(self, layout: Layout, layer: int, scale: float) -> Tensor:
         """``(T, E)`` of all tokens."""
-        query, key, value = (one.transpose(0, 1)[None] for one in (self.query, self.key, self.value))
-        return attention_by_parts(layer, query, key, value, layout, scale)[0].flatten(1)
+        return attention_by_parts(layer, self.query, self.key, self.value, layout, scale).flatten(1)
 
 
-def _normed(stream_TE: Tensor, norm: Any) -> Tensor:
+def normed(stream_TE: Tensor, norm: Any) -> Tensor:
     """Root mean square norm, in the number format of the weights; Zhang & Sennrich 2019, arXiv 1910.07467."""
     squares_T1 = torch.linalg.vecdot(stream_TE, stream_TE)[:, None]
     scales_T1 = torch.rsqrt_(squares_T1.div_(stream_TE.shape[1]).add_(norm.variance_epsilon))
@@ -122,7 +121,7 @@ def _normed(stream_TE: Tensor, norm: Any) -> Tensor:
     return torch.mul(stream_TE, scales_T1, out=out).mul_(norm.weight)
 
 
-def _rotate(heads_THD: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+def rotate(heads_THD: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotary position embedding over halves of the width; Su et al. 2021, arXiv 2104.09864."""
     half = heads_THD.shape[-1] // 2
     torch.mul(heads_THD, cos, out=out)
@@ -130,11 +129,11 @@ def _rotate(heads_THD: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     out[..., half:].addcmul_(heads_THD[..., :half], sin[..., half:])
 
 
-def _add_layer(stream_TE: Tensor, attended_TE: Tensor, layer: Any) -> None:
+def add_layer(stream_TE: Tensor, attended_TE: Tensor, layer: Any) -> None:
     """Add to the stream what ``layer`` makes of it once attention is done."""
     gated = layer.mlp
     _add_product(stream_TE, attended_TE, layer.self_attn.o_proj)
-    normed_TE = _normed(stream_TE, layer.post_attention_layernorm)
+    normed_TE = normed(stream_TE, layer.post_attention_layernorm)
     inner = silu(_product(normed_TE, gated.gate_proj), inplace=True).mul_(_product(normed_TE, gated.up_proj))
     _add_product(stream_TE, inner, gated.down_proj)
 

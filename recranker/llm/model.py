@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+)
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from recranker.errors import ModelError
 from recranker.llm import attention, smollm2
 from recranker.llm.chat import ChatFrame, chat_frame, check_inert
-from recranker.llm.settings import LLMSettings, LoraSettings
+from recranker.llm.limits import missing_library
+from recranker.llm.settings import LLMSettings, LoraSettings, Quantization
 
 logger = logging.getLogger(__name__)
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -34,6 +42,8 @@ class LanguageModel:
     dtype: torch.dtype
     merged: bool = False
     """Whether an adapter has become part of the weights."""
+    quantization: Quantization = "none"
+    """Of the linear layers; ``dtype`` is then the format of their products."""
 
 
 def resolve_model(name: str, cache: Path) -> Path:
@@ -75,15 +85,22 @@ def _with_weights(folder: Path) -> Path:
     return folder
 
 
-def load_model(path: Path, settings: LLMSettings) -> LanguageModel:
+def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "none") -> LanguageModel:
     """The model in ``path`` in evaluation mode, on the device and in the format ``settings`` ask for.
 
+    Args:
+        path: Folder with safetensors, configuration and tokenizer.
+        settings: How it is run.
+        quantization: 'nf4' keeps the linear layers but the output head in 4 bits, on CUDA only.
+
     Raises:
-        ModelError: If files are missing or broken, the device is not there, or the tokenizer is unfit.
+        ModelError: If files are missing or broken, the device is not there or cannot do 4 bits, or the tokenizer is
+            unfit.
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings)
     dtype = _dtype(settings, device)
+    bits = _bits(quantization, settings, device, dtype)
     _with_weights(path)
     transformers_logging.disable_progress_bar()  # a job shows its own
     try:
@@ -95,6 +112,7 @@ def load_model(path: Path, settings: LLMSettings) -> LanguageModel:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            quantization_config=bits,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: not loadable as a causal language model: {_line(error)}") from None
@@ -103,7 +121,7 @@ def load_model(path: Path, settings: LLMSettings) -> LanguageModel:
         raise ModelError(f"llm.max_prompt_tokens is {settings.max_prompt_tokens}, the model in {path} reads {longest}")
     check_inert(tokenizer, where=str(path))
     frame = chat_frame(tokenizer, where=str(path))
-    return LanguageModel(model.to(device).eval(), tokenizer, frame, device, dtype)
+    return LanguageModel(model.to(device).eval(), tokenizer, frame, device, dtype, quantization=quantization)
 
 
 def _device(settings: LLMSettings) -> torch.device:
@@ -120,6 +138,42 @@ def _dtype(settings: LLMSettings, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
+def _bits(
+    quantization: Quantization, settings: LLMSettings, device: torch.device, dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """Normal floats of 4 bits whose scales are quantised too; None leaves the weights as they are.
+
+    Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314.
+    """
+    if quantization == "none":
+        return None
+    if device.type != "cuda":
+        raise ModelError(
+            f"tune.quantization={quantization!r} needs a CUDA device, and with llm.device={settings.device!r} there is "
+            "none; set tune.quantization='none' or run on a machine that has one"
+        )
+    if missing := missing_library(quantization):
+        raise ModelError(missing)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def prepare_quantized(lm: LanguageModel) -> None:
+    """Make a model of 4 bits fit for training, before it gets an adapter; any other is left as it is.
+
+    Norms, embedding and output head become float32, where the gradient flows through them. Gradient checkpointing
+    stays with whoever asks for it.
+
+    Source: QLoRA, arXiv 2305.14314, as peft does it.
+    """
+    if lm.quantization != "none":
+        lm.model = prepare_model_for_kbit_training(lm.model, use_gradient_checkpointing=False)
+
+
 def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> None:
     """Put a fresh trainable LoRA adapter round ``lm.model``; everything else is frozen.
 
@@ -131,6 +185,7 @@ def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> 
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
+        use_rslora=settings.rank_stabilised,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
         layers_to_transform=_last_layers(lm, settings.last_layers),
@@ -162,8 +217,8 @@ def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> N
     """
     if lm.merged:
         raise ModelError(f"{path}: the weights hold another adapter already; load the base model again for this one")
-    if not (path / ADAPTER_WEIGHTS).is_file() or not (path / "adapter_config.json").is_file():
-        raise ModelError(f"{path}: no adapter here; needed adapter_config.json and {ADAPTER_WEIGHTS}")
+    if not (path / ADAPTER_WEIGHTS).is_file() or not (path / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{path}: no adapter here; needed {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     remove_adapter(lm)
     try:
         tuned = PeftModel.from_pretrained(lm.model, str(path), is_trainable=trainable, local_files_only=True)
@@ -185,9 +240,9 @@ def _check_complete(tuned: Any, path: Path) -> None:
 def merge_adapter(lm: LanguageModel) -> None:
     """Add the adapter to the weights it adapts, for good, which saves products of its own in every layer.
 
-    In float32 only: bfloat16 weights would round most of it away, so there it stays beside them.
+    In float32 only: bfloat16 weights, or those of 4 bits, would round most of it away, so there it stays beside them.
     """
-    if isinstance(lm.model, PeftModel) and lm.dtype == torch.float32:
+    if isinstance(lm.model, PeftModel) and lm.dtype == torch.float32 and lm.quantization == "none":
         lm.model = lm.model.merge_and_unload(progressbar=False).eval()
         lm.merged = True
 

@@ -59,7 +59,7 @@ class Packed:
     mask: Tensor
     """``(1, 1, T, T)`` bool: True where the row's token sees the column's; of size 1 where the layout is enough."""
     layout: Layout
-    """Which tokens are prefixes and branches; for ``attention_by_blocks``."""
+    """Which tokens are prefixes and branches; for ``attention_over_trees``."""
     answer_positions: Tensor
     """``(Q,)`` place of each branch's last token, whose logits are the answer."""
     label_ids: list[Tensor]
@@ -109,7 +109,7 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
     return Packed(
         input_ids=torch.tensor([input_ids], device=device),
         position_ids=torch.tensor([positions], device=device),
-        mask=_mask(spans, device) if needs_mask(device) else torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        mask=layout.mask(device) if needs_mask(device) else torch.ones(1, 1, 1, 1, dtype=torch.bool),
         layout=layout,
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
         label_ids=[torch.tensor(branch.label_ids, device=device) for branch in branches],
@@ -122,21 +122,6 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
         trees=[part.index for part in parts for _ in part.branches],
         numbers=[number for part in parts for number in range(part.first, part.last)],
     )
-
-
-def _mask(spans: Sequence[Span], device: torch.device) -> Tensor:
-    """``(1, 1, T, T)``: own tree's prefix and own branch, up to and including oneself."""
-    segments = [  # tree, branch (-1 for the prefix), length
-        (tree, number - 1, length)
-        for tree, span in enumerate(spans)
-        for number, length in enumerate((span.prefix, *span.branches))
-    ]
-    trees, branches, lengths = torch.tensor(segments, device=device).T
-    tree_T, branch_T = trees.repeat_interleave(lengths), branches.repeat_interleave(lengths)
-    same_tree_TT = tree_T[:, None] == tree_T[None, :]
-    visible_TT = (branch_T[None, :] == -1) | (branch_T[None, :] == branch_T[:, None])
-    mask: Tensor = (same_tree_TT & visible_TT).tril()[None, None]
-    return mask
 
 
 def passes(
@@ -182,7 +167,12 @@ def _parts(tree: Tree, index: int, token_budget: int, state: PrefixState | None,
 
 
 def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
-    """Per question: ``(labels,)`` float32 logits of its labels at its answer position; differentiable.
+    """Per question: ``(labels,)`` float32 logits of its labels at its answer position; see ``vocabulary_logits``."""
+    return _chosen(vocabulary_logits(forward, packed), packed.label_ids)
+
+
+def vocabulary_logits(forward: Callable[..., Any], packed: Packed) -> Tensor:
+    """``(Q, V)`` float32 logits of all tokens at each question's answer position; differentiable.
 
     The output head runs inside the model's own forward, at the answer positions only, so that this holds
     for a plain model, a ``PeftModel`` and a DeepSpeed engine whose head is partitioned (ZeRO-3) alike.
@@ -199,7 +189,8 @@ def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
         use_cache=False,
         logits_to_keep=packed.answer_positions,
     )
-    return _chosen(output.logits[0], packed.label_ids)
+    logits_QV: Tensor = output.logits[0].float()
+    return logits_QV
 
 
 def answer_logits(lm: LanguageModel, packed: Packed) -> list[Tensor]:

@@ -177,8 +177,8 @@ def titles_by_id(items: pa.Table) -> dict[str, str]:
 def to_prompts(table: pa.Table) -> list[Prompt]:
     """PROMPTS rows as the objects a scorer takes."""
     return [
-        Prompt(row["prompt_id"], row["prefix"], tuple(_question(one) for one in row["questions"]))
-        for row in table.select(["prompt_id", "prefix", "questions"]).to_pylist()
+        Prompt(row["prompt_id"], row["prefix"], tuple(map(_question, row["questions"])), row["prefix_tokens"])
+        for row in table.select(["prompt_id", "prefix", "questions", "prefix_tokens"]).to_pylist()
     ]
 
 
@@ -191,6 +191,7 @@ def _question(values: dict[str, Any]) -> Question:
         values["answer"],
         tuple(values["soft_labels"]) if values["soft_labels"] is not None else None,
         values["round"],
+        values["tokens"],
     )
 
 

@@ -1,7 +1,7 @@
 """What passes between the tasks and a language model: prompts in, label log-probabilities out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,8 @@ class Question:
     """A teacher's probability of each label, known in training only."""
     round: int = 0
     """0: always asked; above: asked only where the rounds before left the order unsettled."""
+    tokens: int | None = field(default=None, compare=False)
+    """Of the text and the frame behind it, where they were counted."""
 
     def answered(self, log_probabilities: NDArray[np.float64]) -> Answer:
         """The ``(labels,)`` log-probabilities as an answer to this question."""
@@ -53,6 +55,8 @@ class Prompt:
     prompt_id: str
     prefix: str
     questions: tuple[Question, ...]
+    prefix_tokens: int | None = field(default=None, compare=False)
+    """Of the prefix and the frame before it, where they were counted."""
 
 
 class Scorer(Protocol):

@@ -6,10 +6,11 @@ import pytest
 
 from jobs.settings import JobSettings
 from jobs.stage import run_stage, store_of, tracker_of
-from jobs.tune import STAGE
+from jobs.tune import STAGE, metrics_of
 from recranker.errors import DataError
 from recranker.llm.adapter import read_record
-from recranker.schema import PROMPTS, QUARANTINE, TRAINING_LOG
+from recranker.llm.reports import Look, StepReport
+from recranker.schema import CANDIDATES, PROMPTS, QUARANTINE, TRAINING_LOG
 from recranker.store import Origin
 from recranker.tasks.protocol import Prompt
 from tests.llm.prompts import toy_prompts
@@ -38,9 +39,12 @@ def publish_prompts(settings: JobSettings, split: str, prompts: list[Prompt]) ->
             "split": split,
             "prefix": prompt.prefix,
             "questions": [vars(question) for question in prompt.questions],
+            "prefix_tokens": prompt.prefix_tokens,
         }
         for prompt in prompts
     ]
+    with store_of(settings).publish("backbone", Origin("a", "b", {})) as writer:
+        writer.write(CANDIDATES, CANDIDATES.schema.empty_table())
     with store_of(settings).publish("instruct", Origin("a", "b", {})) as writer:
         writer.write(PROMPTS, pa.Table.from_pylist(rows, schema=PROMPTS.schema))
         writer.write(QUARANTINE, QUARANTINE.schema.empty_table())
@@ -66,5 +70,28 @@ def test_an_adapter_per_task_is_published_with_its_log(ray_cluster: None, tmp_pa
     assert set(read_record(folder / "listwise").labels) == {"listwise"}
     log = store.read("tune", TRAINING_LOG)
     assert log["adapter"].to_pylist() == ["listwise", "pointwise", "pointwise"]
-    assert store.require("tune").facts["adapters"]["pointwise"] == {"prompts": 6, "prompts_repeated": 2, "steps": 2}
+    facts = {"prompts": 6, "prompts_repeated": 2, "prompts_too_long": 0, "steps": 2, "validation_ndcg_at_3": {}}
+    assert store.require("tune").facts["adapters"]["pointwise"] == facts
+    assert not list((tmp_path / "home" / "cache" / "training").iterdir())  # checkpoints have done their work
     assert not run_stage(STAGE, settings, tracker_of(settings))
+
+
+def test_what_mlflow_sees_of_a_step_and_of_a_look() -> None:
+    report = StepReport(
+        step=3,
+        loss=0.5,
+        learning_rate=1e-3,
+        tokens=900,
+        step_tokens=300,
+        task_losses={"pairwise": 0.25},
+        prompt_ids=("train/0",),
+        questions=6,
+        gradient_norm=1.5,
+        seconds=2.0,
+        memory_gb=1.25,
+    )
+    seen = metrics_of("joint", report)
+    assert seen["tune/joint/tokens_per_second"] == 150.0
+    assert seen["tune/joint/instructions_per_second"] == 3.0
+    assert seen["tune/joint/loss_pairwise"] == 0.25
+    assert metrics_of("joint", Look(4, 0.75)) == {"tune/joint/validation_ndcg_at_3": 0.75}

@@ -20,14 +20,18 @@ class PlainEngine:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1.0, weight_decay=settings.weight_decay)
         self.gradients: list[Tensor] = []
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> float:
         self.gradients = [weight.grad.clone() for weight in self.trained if weight.grad is not None]
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return float(torch.nn.utils.get_total_norm(self.gradients))
 
     def total(self, values: Tensor) -> Tensor:
         return values
+
+    def memory_gb(self) -> float:
+        return 0.0

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from recranker.llm.encoding import encode_all
-from recranker.llm.model import LanguageModel, add_adapter, load_model
+from recranker.llm.model import LanguageModel, add_adapter, load_model, prepare_quantized
+from recranker.llm.objectives import losses
 from recranker.llm.packing import label_logits, pack
 from recranker.llm.scoring import make_scorer
-from recranker.llm.settings import LLMSettings, LoraSettings
+from recranker.llm.settings import LLMSettings, LoraSettings, ObjectiveSettings
 from tests.llm.prompts import toy_prompts
 
 pytestmark = [
@@ -47,3 +48,34 @@ def test_gradients_reach_the_adapter_on_the_device(tiny_path: Path) -> None:
     torch.cat(label_logits(lm.model, packed)).sum().backward()
     gradients = [weight.grad for name, weight in lm.model.named_parameters() if "lora_B" in name]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_over_four_bits_learns_in_a_step(tiny_path: Path, checkpointing: bool) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = LLMSettings(model="tiny", device="cuda")
+    lm = load_model(tiny_path, settings, "nf4")
+    linear = lm.model.model.layers[0].mlp.up_proj.weight
+    assert (linear.dtype, linear.numel()) == (torch.uint8, 32 * 64 // 2)  # two weights a byte
+    assert (linear.quant_state.quant_type, linear.quant_state.nested) == ("nf4", True)
+    prepare_quantized(lm)
+    assert {weight.dtype for weight in lm.model.parameters()} == {torch.uint8, torch.float32}
+    add_adapter(lm, LoraSettings())
+    if checkpointing:
+        lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lm.model.enable_input_require_grads()
+    lm.model.train()
+    trained = {name: weight for name, weight in lm.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    packed = pack(encode_all(toy_prompts(4), lm, settings.max_prompt_tokens), lm.device)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
+    found = []
+    for _ in range(2):
+        loss = losses(lm.model, packed, ObjectiveSettings()).mean()
+        found.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert found[1] < found[0]
+    assert all(weight.any() for name, weight in trained.items() if "lora_B" in name)

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from recranker.llm.model import (
     load_adapter,
     load_model,
     merge_adapter,
+    prepare_quantized,
     remove_adapter,
     resolve_model,
 )
@@ -60,6 +62,28 @@ def test_bfloat16_on_request(tiny_path: Path) -> None:
 def test_cuda_is_asked_for_and_absent(tiny_path: Path) -> None:
     with pytest.raises(ModelError, match=r"sees no CUDA device; set llm\.device=auto"):
         load_model(tiny_path, SETTINGS.model_copy(update={"device": "cuda"}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_four_bits_are_refused_off_cuda(tiny_path: Path, device: str) -> None:
+    settings = SETTINGS.model_copy(update={"device": device})
+    with pytest.raises(ModelError, match=rf"tune\.quantization='nf4' needs a CUDA device, .* llm\.device='{device}'"):
+        load_model(tiny_path, settings, "nf4")
+
+
+def test_four_bits_are_refused_without_their_library(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelError, match=r"tune\.quantization='nf4' needs bitsandbytes.*: pip install bitsandbytes"):
+        load_model(tiny_path, SETTINGS.model_copy(update={"device": "cuda"}), "nf4")
+
+
+def test_a_model_that_is_not_quantised_needs_no_preparation(lm: LanguageModel) -> None:
+    before = lm.model
+    prepare_quantized(lm)
+    assert lm.model is before
+    assert all(weight.requires_grad for weight in lm.model.parameters())
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused(tiny_path: Path) -> None:
@@ -195,6 +219,22 @@ def test_an_empty_adapter_of_a_sharded_save_is_refused(lm: LanguageModel, tmp_pa
 def test_a_folder_without_adapter_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter here"):
         load_adapter(lm, tmp_path)
+
+
+@pytest.mark.parametrize(("stabilised", "scale"), [(False, 12.0 / 9), (True, 12.0 / 3)])
+def test_the_scale_of_an_update_is_alpha_over_rank_or_over_its_root(
+    lm: LanguageModel, tiny_path: Path, tmp_path: Path, stabilised: bool, scale: float
+) -> None:
+    add_adapter(lm, LoraSettings(rank=9, alpha=12.0, rank_stabilised=stabilised))
+    fresh = load_model(tiny_path, SETTINGS)
+    load_adapter(fresh, saved(lm, tmp_path / "adapter"))
+    for tuned in (lm, fresh):
+        scales = [
+            one.scaling["default"]
+            for one in tuned.model.modules()
+            if hasattr(one, "scaling") and hasattr(one, "lora_A")
+        ]
+        assert scales == pytest.approx([scale] * 14)  # two layers, seven targets each
 
 
 def test_a_second_adapter_and_unknown_targets_are_refused(lm: LanguageModel) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recranker.llm.attention import BLOCK_TOKENS, PrefixState, blocks_of
+from recranker.llm.attention import PrefixState, needs_mask
 from recranker.llm.encoding import Branch, Tree
 from recranker.llm.model import LanguageModel, add_adapter
 from recranker.llm.packing import (
@@ -33,7 +33,7 @@ def random_tree(random: np.random.Generator, prefix: int, lengths: list[int]) ->
 
 
 def random_trees(seed: int) -> list[Tree]:
-    """Mixed lengths, an empty prefix, a single question, more branch tokens than fill a block."""
+    """Mixed lengths, an empty prefix, a single question, a prefix by itself."""
     random = np.random.default_rng(seed)
     shapes = [(17, [3, 1, 9]), (0, [4, 2]), (5, [1]), (60, [70, 90, 10, 150, 2]), (30, [])]
     return [random_tree(random, prefix, lengths) for prefix, lengths in shapes]
@@ -50,7 +50,7 @@ def test_a_small_tree_by_hand() -> None:
     )
     assert packed.input_ids.tolist() == [[10, 11, 12, 13, 14]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3]]
-    assert packed.mask[0, 0].int().tolist() == [
+    assert packed.layout.mask(packed.input_ids.device)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -102,19 +102,9 @@ def test_a_thousand_random_trees_in_passes_give_the_logits_of_questions_asked_al
     assert max(float((found[place] - wanted[place]).abs().max()) for place in places) < 1e-3
 
 
-def test_parts_without_a_mask_and_blocks_under_one_agree(shared_lm: LanguageModel) -> None:
-    trees = random_trees(4)
-    with torch.no_grad():
-        by_parts = through_transformers(shared_lm, trees)
-    by_blocks = through_transformers(shared_lm, trees)  # gradients are wanted here
-    torch.testing.assert_close(by_parts, [one.detach() for one in by_blocks], atol=1e-4, rtol=0)
-
-
-def test_without_gradients_a_row_on_a_cpu_brings_no_mask() -> None:
-    trees = random_trees(4)
-    with torch.no_grad():
-        assert pack(trees).mask.numel() == 1
-    assert pack(trees).mask.shape[-1] == sum(tree.num_tokens for tree in trees)
+def test_a_row_on_a_cpu_brings_no_mask() -> None:
+    assert pack(random_trees(4)).mask.numel() == 1
+    assert needs_mask(torch.device("cuda"))
 
 
 def test_a_kept_prefix_answers_later_questions(shared_lm: LanguageModel) -> None:
@@ -157,36 +147,29 @@ def test_only_the_heads_rows_of_the_labels_are_computed(lm: LanguageModel) -> No
         torch.testing.assert_close(through_decoder(lm, trees), before)
 
 
-def test_blocks_change_nothing_but_time(shared_lm: LanguageModel) -> None:
+def test_parts_change_nothing_but_time(shared_lm: LanguageModel) -> None:
     packed = pack(random_trees(7))
+    mask = packed.layout.mask(packed.input_ids.device)
     with torch.inference_mode():
-        by_blocks = label_logits(shared_lm.model, packed)
-        dense = label_logits(lambda **inputs: shared_lm.model(**{**inputs, "layout": None}), packed)
-    torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=0)
+        by_parts = label_logits(shared_lm.model, packed)
+        dense = label_logits(
+            lambda **inputs: shared_lm.model(**{**inputs, "layout": None, "attention_mask": mask}), packed
+        )
+    torch.testing.assert_close(by_parts, dense, atol=1e-4, rtol=0)
 
 
-def test_blocks_cover_the_row_in_order_and_hold_every_visible_pair() -> None:
-    packed = pack(random_trees(3))
-    covered = torch.zeros_like(packed.mask[0, 0])
-    queries: list[int] = []
-    for prefix_start, prefix_end, start, end in packed.layout.blocks:
-        queries += range(start, end)
-        covered[start:end, prefix_start:prefix_end] = True
-        covered[start:end, start:end] = True
-    assert queries == list(range(packed.num_tokens))
-    assert not (packed.mask[0, 0] & ~covered).any()
-
-
-def test_blocks_end_between_branches_and_stay_small() -> None:
-    assert blocks_of((0, 5), [100, 20, 50, 200, 1]) == [
-        (0, 0, 0, 5),
-        (0, 5, 5, 125),
-        (0, 5, 125, 175),
-        (0, 5, 175, 375),
-        (0, 5, 375, 376),
-    ]
-    assert blocks_of((3, 3), [2]) == [(3, 3, 3, 5)]
-    assert BLOCK_TOKENS == 128
+def test_attention_that_drops_weights_goes_by_the_mask(lm: LanguageModel) -> None:
+    """With all weights dropped in training, attention adds nothing, and a question's prefix does not matter."""
+    trees = random_trees(7)
+    other = [replace(tree, prefix_ids=[5] * len(tree.prefix_ids)) for tree in trees]
+    with torch.inference_mode():
+        before = label_logits(lm.model, pack(trees))
+        for layer in lm.model.model.layers:
+            layer.self_attn.attention_dropout = 1.0
+        lm.model.train()
+        found, changed = label_logits(lm.model, pack(trees)), label_logits(lm.model, pack(other))
+    torch.testing.assert_close(found, changed)
+    assert max(float((one - two).abs().max()) for one, two in zip(before, found, strict=True)) > 0.01
 
 
 @WAYS

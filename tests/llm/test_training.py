@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,19 +9,20 @@ import torch
 from torch import Tensor
 
 from recranker.errors import DataError, ModelError
-from recranker.llm.encoding import Branch, Tree, encode
+from recranker.llm.encoding import encode
 from recranker.llm.model import LanguageModel, load_model
+from recranker.llm.objectives import answer_losses
 from recranker.llm.packing import label_logits, pack
-from recranker.llm.settings import LLMSettings, TuneSettings
+from recranker.llm.reports import Look, Progress, StepReport
+from recranker.llm.settings import LLMSettings, ObjectiveSettings, TuneSettings
 from recranker.llm.training import (
-    answer_losses,
+    Trainer,
     batches,
     learning_rate,
     make_trainable,
     micro_batches,
     num_steps,
     plan_adapters,
-    train,
 )
 from recranker.tasks.protocol import Prompt
 from tests.llm.plain_engine import PlainEngine
@@ -33,6 +35,16 @@ LLM = LLMSettings(model="tiny", device="cpu")
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+LABELS = ObjectiveSettings(distillation=0.0)
+
+
+def steps(
+    lm: LanguageModel, prompts: list[Prompt], settings: TuneSettings, engine: PlainEngine | None = None
+) -> Iterator[StepReport]:
+    """A training from its start."""
+    return Trainer(engine or PlainEngine(lm, settings), lm, prompts, settings, 2048, 0).steps(Progress())
 
 
 def trainable(path: Path, settings: TuneSettings, seed: int = 0) -> LanguageModel:
@@ -71,31 +83,103 @@ def test_order_of_prompts_does_not_depend_on_row_order() -> None:
     assert there == again
 
 
-def test_workers_share_a_batch_without_gap_or_overlap() -> None:
-    assert micro_batches(8, 2, rank=0, workers=2) == [[0, 1], [2, 3]]
-    assert micro_batches(8, 2, rank=1, workers=2) == [[4, 5], [6, 7]]
-    assert micro_batches(8, 4, rank=0, workers=1) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+def test_workers_are_dealt_as_many_prompts_and_about_as_many_tokens() -> None:
+    tokens = [10, 80, 20, 70, 30, 60, 40, 50]
+    first, second = (micro_batches(tokens, 1000, rank, 2) for rank in (0, 1))
+    assert first == [[1, 7, 6, 0]]  # 80 + 50 + 40 + 10, dealt there and back
+    assert second == [[3, 5, 4, 2]]  # 70 + 60 + 30 + 20
+
+
+def test_a_pass_keeps_to_its_tokens_and_workers_make_as_many_passes() -> None:
+    assert micro_batches([50, 50, 30, 100], 100, 0, 1) == [[3], [0, 1], [2]]
+    assert micro_batches([300, 20], 100, 0, 1) == [[0], [1]]
+    assert micro_batches([90, 10, 90, 10], 100, 0, 2) == [[0, 3]]
+    dealt = [micro_batches([90, 10, 20, 10], 95, rank, 2) for rank in (0, 1)]
+    assert dealt == [[[0], [3]], [[2], [1]]]  # the second could do with one pass
+
+
+def test_every_prompt_is_in_one_pass_of_one_worker() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        workers, budget = int(random.integers(1, 5)), int(random.integers(64, 600))
+        tokens = random.integers(1, 500, size=workers * random.integers(1, 20)).tolist()
+        shares = [micro_batches(tokens, budget, rank, workers) for rank in range(workers)]
+        assert sorted(one for share in shares for part in share for one in part) == list(range(len(tokens)))
+        assert len({len(share) for share in shares}) == len({sum(map(len, share)) for share in shares}) == 1
+        assert all(len(part) == 1 or sum(tokens[n] for n in part) <= budget for share in shares for part in share)
 
 
 def test_plan_takes_earliest_draws_by_number_and_keeps_answered_questions_only() -> None:
     prompts = toy_prompts(12)
     unanswered = replace(prompts[0], questions=tuple(replace(one, answer=None) for one in prompts[0].questions))
-    plan = plan_adapters([prompts[11], unanswered, prompts[9], prompts[2]], TuneSettings(max_prompts=2))[0]
+    plan = plan_adapters([prompts[11], unanswered, prompts[9], prompts[2]], TuneSettings(max_prompts=2), 2048)[0]
     assert [prompt.prompt_id for prompt in plan.prompts] == ["train/2", "train/9"]
     assert (plan.name, plan.steps, plan.repeated) == ("joint", 1, 6)
 
 
 def test_per_task_adapters_see_their_own_questions() -> None:
-    plans = plan_adapters(toy_prompts(6), TuneSettings(adapters="per_task"))
+    plans = plan_adapters(toy_prompts(6), TuneSettings(adapters="per_task"), 2048)
     assert [plan.name for plan in plans] == ["pointwise", "pairwise", "listwise"]
     assert [len(plan.prompts) for plan in plans] == [6, 6, 3]
     for plan in plans:
         assert {one.task for prompt in plan.prompts for one in prompt.questions} == {plan.name}
 
 
+def test_task_adapters_may_start_from_the_joint_one() -> None:
+    plans = plan_adapters(toy_prompts(6), TuneSettings(adapters="joint_then_per_task"), 2048)
+    starts = [("joint", None), ("pointwise", "joint"), ("pairwise", "joint"), ("listwise", "joint")]
+    assert [(plan.name, plan.start) for plan in plans] == starts
+
+
+def test_long_prompts_are_counted_and_cut_or_dropped() -> None:
+    prompts = toy_prompts(4)  # 30 tokens, and 20 or 40 for the longest question
+    cut = plan_adapters(prompts, TuneSettings(), 64)[0]
+    assert (len(cut.prompts), cut.too_long) == (4, 2)
+    dropped = plan_adapters(prompts, TuneSettings(long_prompts="drop"), 64)[0]
+    assert [prompt.prompt_id for prompt in dropped.prompts] == ["train/0", "train/2"]
+    assert dropped.too_long == 2
+    with pytest.raises(DataError, match=r"holds 4 of split 'train' .*, 4 of them too long; check"):
+        plan_adapters(prompts, TuneSettings(long_prompts="drop"), 40)
+
+
+def test_prompts_that_nobody_counted_are_refused() -> None:
+    with pytest.raises(DataError, match=r"prompt 'train/1': its tokens were not counted; run jobs\.instruct again"):
+        plan_adapters([replace(toy_prompts(2)[1], prefix_tokens=None)], TuneSettings(), 2048)
+
+
+def test_order_of_a_training_that_goes_on_is_that_of_the_unbroken_one(model_path: Path) -> None:
+    settings = TuneSettings(batch_prompts=2, epochs=2, lora={"dropout": 0.1})
+    prompts = toy_prompts(5)
+    whole = list(steps(trainable(model_path, settings), prompts, settings))
+    begun = Progress(reports=tuple(whole[:3]))
+    lm = trainable(model_path, settings)
+    rest = list(Trainer(PlainEngine(lm, settings), lm, prompts, settings, 2048, 0).steps(begun))
+    assert [one.step for one in rest] == [4, 5]
+    assert [one.prompt_ids for one in rest] == [one.prompt_ids for one in whole[3:]]
+    assert [one.tokens for one in rest] == [one.tokens for one in whole[3:]]
+    assert [one.learning_rate for one in rest] == [one.learning_rate for one in whole[3:]]
+
+
+def test_training_stops_when_validation_gets_no_better(model_path: Path) -> None:
+    settings = TuneSettings(batch_prompts=2, epochs=9, validation={"every_steps": 2, "patience": 2}, checkpoint_steps=5)
+    lm = trainable(model_path, settings)
+    trainer = Trainer(PlainEngine(lm, settings), lm, toy_prompts(4), settings, 2048, 0)
+    gains, kept, told = iter([0.2, 0.5, 0.4, 0.5, 0.9]), [], []
+    done = trainer.fit(
+        Progress(), tell=told.append, keep=lambda progress: kept.append(progress.step), look=lambda: next(gains)
+    )
+    assert [(look.step, look.ndcg_at_3) for look in done.looks] == [(2, 0.2), (4, 0.5), (6, 0.4), (8, 0.5)]
+    assert done.best == Look(4, 0.5)
+    assert done.step == 8
+    assert kept == [2, 4, 5, 6, 8]
+    assert len(told) == 8 + 4
+    again = trainer.fit(done, tell=told.append, keep=lambda progress: kept.append(progress.step), look=lambda: 0.0)
+    assert again == done  # a training that had stopped does not begin once more
+
+
 def test_nothing_to_train_on_is_a_data_error() -> None:
     with pytest.raises(DataError, match="adapter 'joint' needs training prompts"):
-        plan_adapters([], TuneSettings())
+        plan_adapters([], TuneSettings(), 2048)
 
 
 def test_loss_sees_exactly_the_answer_token(model_path: Path) -> None:
@@ -110,27 +194,14 @@ def test_loss_sees_exactly_the_answer_token(model_path: Path) -> None:
         assert branch.answer is not None
         expected.append(-log_probabilities[branch.answer].item())
     packed = pack([tree])
-    losses = answer_losses(label_logits(lm.model, packed), packed, 0.0)
+    losses = answer_losses(label_logits(lm.model, packed), packed, LABELS)
     assert losses.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_teachers_probabilities_add_their_divergence_by_hand() -> None:
-    logits = [torch.log(torch.tensor([0.2, 0.8])), torch.log(torch.tensor([0.5, 0.3, 0.2]))]
-    branches = [
-        Branch([1], [1, 2], 1, "pointwise", (0.5, 0.5)),
-        Branch([1], [1, 2, 3], 0, "listwise"),
-    ]
-    packed = pack([Tree("t", [1], branches)])
-    divergence = 0.5 * np.log(0.5 / 0.2) + 0.5 * np.log(0.5 / 0.8)
-    expected = [-np.log(0.8) + 2.0 * divergence, -np.log(0.5)]
-    np.testing.assert_allclose(answer_losses(logits, packed, 2.0), expected, rtol=1e-5)
-    np.testing.assert_allclose(answer_losses(logits, packed, 0.0), -np.log([0.8, 0.5]), rtol=1e-5)
-
-
 def test_loss_falls_on_a_rule_that_can_be_learned(model_path: Path) -> None:
-    settings = TuneSettings(learning_rate=2e-2, warmup_steps=2, epochs=8, batch_prompts=4, micro_batch_prompts=2)
+    settings = TuneSettings(learning_rate=2e-2, warmup_steps=2, epochs=8, batch_prompts=4, micro_batch_tokens=150)
     lm = trainable(model_path, settings)
-    reports = list(train(PlainEngine(lm, settings), lm, toy_prompts(8), settings, LLM, 0))
+    reports = list(steps(lm, toy_prompts(8), settings))
     assert [report.step for report in reports] == list(range(1, 17))
     assert reports[-1].loss < 0.2 < 0.6 < reports[0].loss
     assert {task for report in reports[:2] for task in report.task_losses} == {"pointwise", "pairwise", "listwise"}
@@ -143,8 +214,8 @@ def test_reported_loss_is_the_mean_over_questions(model_path: Path) -> None:
     prompts = toy_prompts(4)
     packed = pack([encode(prompt, lm, 2048) for prompt in prompts])
     with torch.no_grad():
-        losses = answer_losses(label_logits(lm.model, packed), packed, 0.0)
-    report = next(train(PlainEngine(lm, settings), lm, prompts, settings, LLM, 0))
+        losses = answer_losses(label_logits(lm.model, packed), packed, LABELS)
+    report = next(steps(lm, prompts, settings))
     assert report.loss == pytest.approx(losses.mean().item(), abs=1e-5)
     listwise = [loss for loss, task in zip(losses.tolist(), packed.tasks, strict=True) if task == "listwise"]
     assert report.task_losses["listwise"] == pytest.approx(np.mean(listwise), abs=1e-5)
@@ -164,12 +235,14 @@ def _first_gradients(
 ) -> list[Tensor]:
     lm = trainable(path, settings)
     engine = PlainEngine(lm, settings, rank, workers)
-    next(train(engine, lm, prompts, settings, LLM, 0))
+    next(steps(lm, prompts, settings, engine))
     return engine.gradients
 
 
-def test_checkpointing_gives_the_same_gradients(model_path: Path) -> None:
-    plain, saving = (TuneSettings(batch_prompts=2, gradient_checkpointing=flag) for flag in (False, True))
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_checkpointing_gives_the_same_gradients(model_path: Path, last_layers: int | None) -> None:
+    lora = {"last_layers": last_layers}
+    plain, saving = (TuneSettings(batch_prompts=2, lora=lora, gradient_checkpointing=flag) for flag in (False, True))
     expected = _first_gradients(model_path, plain, toy_prompts(2), 0, 1)
     found = _first_gradients(model_path, saving, toy_prompts(2), 0, 1)
     for one, other in zip(found, expected, strict=True):
@@ -187,7 +260,7 @@ def test_loss_that_is_no_number_stops_before_it_reaches_the_adapter(model_path: 
     settings = TuneSettings(batch_prompts=2, warmup_steps=0)
     lm = trainable(model_path, settings)
     engine = PlainEngine(lm, settings)
-    reports = train(engine, lm, toy_prompts(4), settings, LLM, 0)
+    reports = steps(lm, toy_prompts(4), settings, engine)
     next(reports)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight.fill_(float("nan"))

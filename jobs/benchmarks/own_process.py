@@ -1,0 +1,16 @@
+"""Work in a process of its own, so that its peak of memory and its threads are its own too."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from jobs.benchmarks.workers import THREAD_VARIABLES
+
+
+def in_own_process(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` returns, or raises, in a fresh process with so many threads."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when a library is loaded
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
