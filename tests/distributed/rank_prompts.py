@@ -14,8 +14,9 @@ import torch
 
 from recranker.distributed import cluster
 from recranker.distributed.ranking import Pool, answer_missing, collect_answers, plan_pools
+from recranker.llm.adapter import RECORD, record_of
 from recranker.llm.model import add_adapter, load_model
-from recranker.llm.settings import LLMSettings, LoraSettings
+from recranker.llm.settings import LLMSettings, LoraSettings, TuneSettings
 from recranker.llm.token_counts import TokenCounter
 from recranker.schema import PROMPTS
 from recranker.tasks.instructions import PromptBuilder
@@ -62,7 +63,9 @@ def make_models(folder: Path, names: Sequence[str] = ("joint",)) -> None:
             for weight_name, weight in lm.model.named_parameters():
                 if "lora_B" in weight_name:
                     weight.normal_(std=0.1)
-        lm.model.save_pretrained(str(folder / "adapter" / name), safe_serialization=True, save_embedding_layers=False)
+        place = folder / "adapter" / name
+        lm.model.save_pretrained(str(place), safe_serialization=True, save_embedding_layers=False)
+        (place / RECORD).write_text(record_of(lm, [], LLM, TuneSettings(), 0).model_dump_json())
 
 
 def planned(folder: Path, *, scratch: str = "scratch", token_budget: int = LLM.token_budget) -> list[Pool]:
