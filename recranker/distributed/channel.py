@@ -1,5 +1,7 @@
 """The line between training workers and the driver; an actor of its own process, so it imports little."""
 
+from ray.util.placement_group import PlacementGroup
+
 from recranker.errors import RecrankerError
 from recranker.llm.reports import Look, StepReport
 
@@ -11,6 +13,15 @@ class Channel:
         self._reports: list[StepReport | Look] = []
         self._error: RecrankerError | None = None
         self._stopped = False
+        self._occupied: PlacementGroup | None = None
+
+    def occupy(self, group: PlacementGroup | None) -> None:
+        """Take note of what is reserved for the workers."""
+        self._occupied = group
+
+    def occupied(self) -> PlacementGroup | None:
+        """What is reserved for the workers, once they run."""
+        return self._occupied
 
     def report(self, *reports: StepReport | Look) -> bool:
         """Take what happened; whether training shall go on."""

@@ -21,6 +21,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
+from ray.util.placement_group import PlacementGroup
 
 from recranker.distributed.background import BackgroundFit
 from recranker.distributed.channel import Channel
@@ -202,6 +203,7 @@ def _attempt(job: TuneJob, given: Any, work: Path, heard: Heard) -> Exception | 
             for report in ray.get(channel.take.remote()):
                 heard.hear(report)
         ours: RecrankerError | None = ray.get(channel.error.remote())
+        _release(ray.get(channel.occupied.remote()))
     finally:
         if run.wait(0):
             channel.stop.remote()
@@ -209,6 +211,15 @@ def _attempt(job: TuneJob, given: Any, work: Path, heard: Heard) -> Exception | 
     if ours is not None:
         raise ours
     return run.error
+
+
+def _release(group: PlacementGroup | None) -> None:
+    """Give back the CPUs or GPUs of a controller that was killed, and end its workers.
+
+    Ray does so by itself only when the job ends, or where the cluster has a dashboard, and the next workers wait.
+    """
+    if group is not None:
+        ray.util.remove_placement_group(group)
 
 
 def _first_line(error: Exception) -> str:
@@ -237,6 +248,8 @@ def _trainer(job: TuneJob, given: Any, channel: Any, work: Path) -> TorchTrainer
 def _worker(config: dict[str, Any]) -> None:
     """One worker from start to saved adapter; an error that trying again would not mend is told to the driver."""
     channel = config["channel"]
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(channel.occupy.remote(ray.util.get_current_placement_group()))
     try:
         _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["given"]), channel)
     except RecrankerError as error:
