@@ -172,8 +172,9 @@ def _is_counted(parsed: argparse.Namespace, stage: StageContext) -> bool:
 def _counted(settings: JobSettings, tune: TuneSettings, stage: StageContext) -> Amount:
     prompts, limit = stage.read("instruct", PROMPTS), settings.llm.max_prompt_tokens
     training, validation = (to_prompts(prompts.filter(pc.field("split") == split)) for split in ("train", "validation"))
-    seed = settings.seed if tune.seed is None else tune.seed
-    return counted(plan_adapters(training, tune, limit), validation, tune, limit=limit, seed=seed)
+    return counted(
+        plan_adapters(training, tune, limit), validation, tune, limit=limit, seed=tune.seed_in(settings.seed)
+    )
 
 
 def _supposed(settings: JobSettings, parsed: argparse.Namespace, tune: TuneSettings) -> Amount:

@@ -7,6 +7,11 @@ A message says what was needed, what came, where, and the way out.
 from typing import Any
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of a message that may run over many, or the kind of an error that says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 class RecrankerError(Exception):
     """Base of every error that ends a job with exit code 2 and one line."""
 

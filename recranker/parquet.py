@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 from pydantic import Field
 
-from recranker.errors import DataError
+from recranker.errors import DataError, first_line
 from recranker.parquet_format import MAGIC, TEXT, Broken, Chunk, Footer, Leaf, Pages, footer_of, pages_of
 from recranker.settings import Settings
 
@@ -193,8 +193,7 @@ def read_admitted(uri: str, columns: Sequence[str], limits: ParquetLimits, setti
 
 def not_readable(path: str, error: BaseException) -> DataError:
     """A library's complaint about a file, in one line."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"'{path}' cannot be read: {first[:300]}; check the file or write it again")
+    return DataError(f"'{path}' cannot be read: {first_line(error)}; check the file or write it again")
 
 
 def _check_layout(footer: Footer, end: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from recranker.errors import SettingsError
+from recranker.errors import SettingsError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -356,7 +356,7 @@ def _reason(error: BaseException) -> str:
     """The first line of what lies at the bottom of an error that several libraries have wrapped."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error)
 
 
 def _now_ms() -> int:

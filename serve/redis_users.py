@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from recranker.errors import DataError, OutputError, SettingsError
+from recranker.errors import DataError, OutputError, SettingsError, first_line
 from serve.histories import AGAIN, LookupFailedError, Meta, Record, SqliteUsers, fields_of, meta_of
 
 if TYPE_CHECKING:
@@ -176,4 +176,4 @@ def _kind(error: Exception) -> str:
 
 def _line(error: Exception) -> str:
     """For the person at the command line."""
-    return (str(error).splitlines() or [_kind(error)])[0][:200].rstrip(".")
+    return first_line(error, 200).rstrip(".")

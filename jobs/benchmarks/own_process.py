@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -14,3 +15,8 @@ def in_own_process(threads: int, work: Callable[..., Any], *arguments: Any) -> A
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when a library is loaded
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def peak_rss_gb() -> float:
+    """Most memory of the machine that this process has held so far, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

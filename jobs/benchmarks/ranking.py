@@ -4,10 +4,7 @@ All ways are taken in one go, one after the other, each in a process of its own,
 """
 
 import logging
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -16,10 +13,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from jobs.benchmarks.own_process import in_own_process
 from jobs.benchmarks.settings import RankingBenchmark
 from jobs.benchmarks.users import Users
 from jobs.benchmarks.ways import Answers, Measured, measure_engine, measure_generation, measure_trees
-from jobs.benchmarks.workers import THREAD_VARIABLES
 from recranker.evaluation.metrics import kendall_tau
 from recranker.llm.model import resolve_model
 from recranker.progress import Bar
@@ -68,12 +65,12 @@ def measure(settings: RankingBenchmark) -> Outcome:
     with Bar("benchmark", len(ways) + 1) as bar:
         for way in ways:
             bar.set_text(f"{way.name}, {way.candidates} candidates, {len(way.prompts)} users")
-            found.append(_in_process(settings, way.measure, model, *way.arguments))
+            found.append(in_own_process(settings.llm.threads, way.measure, model, *way.arguments))
             logger.info("%s, %d candidates: %.2f CPU s a user", way.name, way.candidates, mean(found[-1].cpu_s))
             bar.advance()
         bar.set_text(f"{settings.trees} random trees")
         trees = settings.llm, ways[0].prompts, settings.trees, settings.seed
-        difference = _in_process(settings, measure_trees, model, *trees)
+        difference = in_own_process(settings.llm.threads, measure_trees, model, *trees)
         bar.advance()
     rows = [_row(way, one) for way, one in zip(ways, found, strict=True)]
     return Outcome(rows, _figures(ways, found, difference))
@@ -94,12 +91,6 @@ def _ways(settings: RankingBenchmark, users: Users, model: str) -> list[Way]:
         prompts = users.prompts(length, settings.budgeted)[: settings.slow_users]
         ways.append(Way(BUDGETED, length, prompts, measure_engine, (llm, prompts)))
     return ways
-
-
-def _in_process(settings: RankingBenchmark, work: Callable[..., Any], *arguments: Any) -> Any:
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(settings.llm.threads)))  # read when a library is loaded
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def _row(way: Way, found: Measured) -> Row:

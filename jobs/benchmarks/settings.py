@@ -133,7 +133,7 @@ class TuningBenchmark(Settings):
     @property
     def training_seed(self) -> int:
         """Of the adapter's start and the order of prompts."""
-        return self.seed if self.tune.seed is None else self.tune.seed
+        return self.tune.seed_in(self.seed)
 
     @model_validator(mode="after")
     def _ways_can_be_compared(self) -> "TuningBenchmark":

@@ -1,12 +1,12 @@
 """One worker's optimizer without DeepSpeed, so that ways to train differ in nothing but the way."""
 
-import resource
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jobs.benchmarks.own_process import peak_rss_gb
 from recranker.llm.model import LanguageModel
 from recranker.llm.settings import TuneSettings
 from recranker.llm.training import trained_weights
@@ -43,8 +43,3 @@ class PlainEngine:
     def memory_gb(self) -> float:
         """Most memory of the machine that this process has held so far."""
         return peak_rss_gb()
-
-
-def peak_rss_gb() -> float:
-    """Most memory of the machine that this process has held so far, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

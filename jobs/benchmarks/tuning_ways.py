@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 from transformers import Trainer as StockTrainer
 
-from jobs.benchmarks.tuning_engine import PlainEngine, peak_rss_gb
+from jobs.benchmarks.own_process import peak_rss_gb
+from jobs.benchmarks.tuning_engine import PlainEngine
 from jobs.benchmarks.tuning_work import Work, work_of
 from recranker.llm.encoding import Tree, encode_all
 from recranker.llm.model import LanguageModel, load_model

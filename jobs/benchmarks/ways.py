@@ -4,7 +4,6 @@ Clocks count all of a user's way: text to tokens, forward passes, log-probabilit
 question is answered before they start.
 """
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.benchmarks.own_process import peak_rss_gb
 from recranker.llm.encoding import Tree, encode_all
 from recranker.llm.model import LanguageModel, load_model
 from recranker.llm.packing import alone_logits, answer_logits, pack_parts, passes
@@ -176,7 +176,7 @@ def _measured(
         rates,
         float(needed * _linear_weights(lm)),
         float(sum(map(_visible_pairs, trees)) * 2 * _attention_width(lm)),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        peak_rss_gb(),
         answers,
     )
 

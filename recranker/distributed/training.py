@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from recranker.distributed.cluster import check_workers
 from recranker.distributed.engine import DeepSpeedEngine
 from recranker.distributed.shared_storage import check_shared, mark_shared
 from recranker.distributed.validation import ValidationList, looker
-from recranker.errors import ModelError, RecrankerError
+from recranker.errors import ModelError, RecrankerError, first_line
 from recranker.llm.adapter import RECORD, golden_of, golden_prompts, record_of, reload_and_check, save_adapter
 from recranker.llm.checkpoints import Checkpoints, TrainingState
 from recranker.llm.limits import check_runnable
@@ -119,7 +119,6 @@ def tune_adapters(
     use_gpu = check_workers("tune.workers", tune.workers, device=llm.device)
     check_runnable(llm, tune, cuda=use_gpu)
     llm = llm.model_copy(update={"device": "cuda" if use_gpu else "cpu"})
-    seed = seed if tune.seed is None else tune.seed
     done: dict[str, Progress] = {}
     for plan in plans:
         job = TuneJob(
@@ -130,7 +129,7 @@ def tune_adapters(
             checkpoints=str((work / "checkpoints" / plan.name).resolve()),
             llm=llm,
             tune=tune,
-            seed=seed,
+            seed=tune.seed_in(seed),
         )
         done[plan.name] = _tune(job, Given(plan.prompts, list(validation)), work / "ray", tell)
         difference = check_in_fresh_process(job)
@@ -154,7 +153,7 @@ def _tune(job: TuneJob, given: Given, work: Path, tell: Tell) -> Progress:
             raise error
         logger.warning(
             "training was lost after step %d, it goes on behind step %d: %s",
-            *(heard.progress.step, now, _first_line(error)),
+            *(heard.progress.step, now, first_line(error)),
         )
 
 
@@ -165,25 +164,23 @@ class Heard:
     name: str
     tell: Tell
 
-    def __post_init__(self) -> None:
-        self._steps: dict[int, StepReport] = {}
-        self._looks: dict[int, Look] = {}
+    _last: dict[tuple[type, int], StepReport | Look] = field(default_factory=dict)
+    """By kind and step: what was heard last."""
 
     def hear(self, report: StepReport | Look) -> None:
         """Take a report, which may have come before."""
-        if isinstance(report, Look):
-            new, self._looks[report.step] = report.step not in self._looks, report
-        else:
-            new, self._steps[report.step] = report.step not in self._steps, report
-        if new:
+        key = type(report), report.step
+        if key not in self._last:
             self.tell(self.name, report)
+        self._last[key] = report
 
     @property
     def progress(self) -> Progress:
         """All steps and looks."""
+        in_order = sorted(self._last.values(), key=lambda report: report.step)
         return Progress(
-            reports=tuple(self._steps[step] for step in sorted(self._steps)),
-            looks=tuple(self._looks[step] for step in sorted(self._looks)),
+            reports=tuple(one for one in in_order if isinstance(one, StepReport)),
+            looks=tuple(one for one in in_order if isinstance(one, Look)),
         )
 
 
@@ -222,10 +219,6 @@ def _release(group: PlacementGroup | None) -> None:
         ray.util.remove_placement_group(group)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 def _trainer(job: TuneJob, given: Any, channel: Any, work: Path) -> TorchTrainer:
     use_gpu = job.llm.device == "cuda"
     mark_shared(Path(job.checkpoints))
@@ -260,12 +253,7 @@ def _worker(config: dict[str, Any]) -> None:
 def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
     check_shared(Path(job.checkpoints))
     checkpoints = Checkpoints(Path(job.checkpoints))
-    start = None if job.start is None else Path(job.start)
-    base = start if start is not None and job.tune.method == "full" else Path(job.model)
-    lm = load_model(base, job.llm, job.tune.quantization)
-    way_out = "tuning packs every prompt into one row, so it needs another base model"
-    check_packing(lm, max_prompt_tokens=job.llm.max_prompt_tokens, way_out=way_out)
-    make_trainable(lm, job.tune, job.seed, start)
+    lm = _trainable(job)
     found = _newest(checkpoints)
     if found is not None:
         _set_weights(lm, found[0])
@@ -294,6 +282,17 @@ def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
         with _gathered(lm, job.tune.zero_stage):
             _set_weights(lm, checkpoints.at(progress.best.step)[0])
     _save(job, lm, engine, given.prompts)
+
+
+def _trainable(job: TuneJob) -> LanguageModel:
+    """What is trained, as it is before the first step."""
+    start = None if job.start is None else Path(job.start)
+    base = start if start is not None and job.tune.method == "full" else Path(job.model)
+    lm = load_model(base, job.llm, job.tune.quantization)
+    way_out = "tuning packs every prompt into one row, so it needs another base model"
+    check_packing(lm, max_prompt_tokens=job.llm.max_prompt_tokens, way_out=way_out)
+    make_trainable(lm, job.tune, job.seed, start)
+    return lm
 
 
 def _newest(checkpoints: Checkpoints) -> tuple[TrainingState, Progress] | None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from recranker.errors import ModelError
+from recranker.errors import ModelError, first_line
 from recranker.llm import attention, smollm2
 from recranker.llm.chat import ChatFrame, chat_frame, check_inert
 from recranker.llm.limits import missing_library
@@ -74,7 +74,7 @@ def _from_hub(name: str, cache: Path) -> Path:
     try:
         return Path(snapshot_download(name, cache_dir=cache / "hub", allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"llm.model: {name!r} is no local folder and cannot be fetched: {_line(error)}") from None
+        raise ModelError(f"llm.model: {name!r} is no local folder and cannot be fetched: {first_line(error)}") from None
 
 
 def _with_weights(folder: Path) -> Path:
@@ -115,7 +115,7 @@ def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "
             quantization_config=bits,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{path}: not loadable as a causal language model: {_line(error)}") from None
+        raise ModelError(f"{path}: not loadable as a causal language model: {first_line(error)}") from None
     longest = getattr(model.config, "max_position_embeddings", settings.max_prompt_tokens)
     if settings.max_prompt_tokens > longest:
         raise ModelError(f"llm.max_prompt_tokens is {settings.max_prompt_tokens}, the model in {path} reads {longest}")
@@ -196,7 +196,7 @@ def add_adapter(lm: LanguageModel, settings: LoraSettings, *, seed: int = 0) -> 
             torch.manual_seed(seed)
             lm.model = get_peft_model(lm.model, config)
     except ValueError as error:
-        raise ModelError(f"tune.lora.targets do not fit this model: {_line(error)}") from None
+        raise ModelError(f"tune.lora.targets do not fit this model: {first_line(error)}") from None
 
 
 def _last_layers(lm: LanguageModel, count: int | None) -> list[int] | None:
@@ -223,7 +223,7 @@ def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> N
     try:
         tuned = PeftModel.from_pretrained(lm.model, str(path), is_trainable=trainable, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{path}: the adapter does not fit this model: {_line(error)}") from None
+        raise ModelError(f"{path}: the adapter does not fit this model: {first_line(error)}") from None
     lm.model = tuned if trainable else tuned.eval()
     _check_complete(tuned, path)
 
@@ -256,9 +256,3 @@ def remove_adapter(lm: LanguageModel) -> None:
     """Take the adapter off, if there is one; the base weights are left as they were."""
     if isinstance(lm.model, PeftModel):
         lm.model = lm.model.unload()
-
-
-def _line(error: BaseException) -> str:
-    """The first line of a message that may run over many."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -131,6 +131,10 @@ class TuneSettings(Settings):
     seed: int | None = None
     """Of the adapter's start, the order of prompts and dropout; None: the run's own seed."""
 
+    def seed_in(self, run_seed: int) -> int:
+        """The seed of training in a run of ``run_seed``."""
+        return run_seed if self.seed is None else self.seed
+
     @model_validator(mode="after")
     def _batch_divides(self) -> "TuneSettings":
         if self.batch_prompts % self.workers:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from recranker.errors import ModelError
+from recranker.errors import ModelError, first_line
 from recranker.llm.chat import chat_frame, check_inert
 from recranker.schema import PROMPTS, QUESTION
 
@@ -72,8 +72,7 @@ def token_counter(folder: Path) -> TokenCounter:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{folder}: no loadable tokenizer: {line}") from None
+        raise ModelError(f"{folder}: no loadable tokenizer: {first_line(error)}") from None
     check_inert(tokenizer, where=str(folder))
     frame = chat_frame(tokenizer, where=str(folder))
     return TokenCounter(tokenizer.backend_tokenizer.to_str(), len(frame.head_ids), len(frame.tail_ids))

@@ -321,13 +321,13 @@ class Trainer:
         for report in self.steps(start):
             progress = progress.model_copy(update={"reports": (*progress.reports, report)})
             tell(report)
-            looks = look is not None and validation is not None and self._is_due(report.step, validation.every_steps)
-            if looks and look is not None:
+            seen = None
+            if look and validation and self._is_due(report.step, validation.every_steps):
                 seen = Look(report.step, look())
                 tell(seen)
                 progress = progress.model_copy(update={"looks": (*progress.looks, seen)})
                 self.lm.model.train()
-            if looks or self._is_due(report.step, self.settings.checkpoint_steps):
+            if seen or self._is_due(report.step, self.settings.checkpoint_steps):
                 keep(progress)
             if not progress.is_patient(patience):
                 break
