@@ -25,7 +25,7 @@ from jobs.stage import (
     store_of,
     tracker_of,
 )
-from recranker.settings import load_settings
+from recranker.settings import load_settings, settings_hash
 
 logger = logging.getLogger("recranker.jobs")
 
@@ -45,7 +45,8 @@ def run_all(settings: JobSettings) -> None:
     tracker, store = tracker_of(settings), store_of(settings)
     started = time.perf_counter()
     tags = {"commit": commit_of(ROOT)}
-    with tracker.pipeline_run(settings.name, flattened(settings.model_dump(mode="json")), tags) as parent:
+    key = settings_hash(settings)
+    with tracker.pipeline_run(settings.name, flattened(settings.model_dump(mode="json")), tags, key=key) as parent:
         ran = run_stages(STAGES, settings, tracker, store, parent=parent.run_id)
         evaluate.log_results(StageContext(settings, store, record=parent))
     logger.info("%d stages ran, %d skipped, %.0f s", ran, len(STAGES) - ran, time.perf_counter() - started)

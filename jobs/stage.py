@@ -313,7 +313,9 @@ def _record(
 ) -> AbstractContextManager[StageRun]:
     shaping = settings.model_dump(mode="json", include={"seed", *stage.sections})
     name = f"{settings.name}/{stage.name}"
-    return tracker.stage_run(name, parent, flattened(shaping), origin.inputs, {"commit": commit})
+    return tracker.stage_run(
+        name, parent, flattened(shaping), origin.inputs, {"commit": commit}, key=settings_hash(name, origin.key)
+    )
 
 
 @cache

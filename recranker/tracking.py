@@ -34,6 +34,8 @@ PARAMS_PER_CALL = 100
 """MLflow's limit for one batch."""
 RETRY_AFTER_S = 60.0
 """Wait before an unreachable store is tried again."""
+KEY_TAG = "recranker.key"
+"""Tag by which a run is known again after its process was killed."""
 MAX_KEPT = 10_000
 """Calls kept for a store that cannot be reached; later ones are counted and dropped."""
 ENVIRONMENT = {
@@ -53,6 +55,8 @@ class _Run:
     local_id: str
     id: str | None = None
     """MLflow's id, once the store has been reached."""
+    stored: dict[str, int] | None = None
+    """Last step of each metric it held when it was taken up; None: it was begun here."""
 
 
 @dataclass
@@ -91,7 +95,9 @@ class StageRun:
         def send(client: MlflowClient) -> None:
             from mlflow.entities import Metric
 
-            values = [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
+            known = self._run.stored or {}
+            fresh = {name: value for name, value in metrics.items() if step is None or step > known.get(name, -1)}
+            values = [Metric(name, float(value), now, step or 0) for name, value in fresh.items()]
             client.log_batch(self._known_id(), metrics=values)
 
         self._tracker._write(f"metrics {', '.join(metrics)}", send)
@@ -142,10 +148,19 @@ class Tracker:
 
     @contextmanager
     def pipeline_run(
-        self, name: str, params: dict[str, Any], tags: dict[str, str] | None = None, *, parent_id: str | None = None
+        self,
+        name: str,
+        params: dict[str, Any],
+        tags: dict[str, str] | None = None,
+        *,
+        parent_id: str | None = None,
+        key: str | None = None,
     ) -> Iterator[StageRun]:
-        """An open run that stage runs may name as their parent; itself under ``parent_id`` where it is one of many."""
-        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}) as run:
+        """An open run that stage runs may name as their parent; itself under ``parent_id`` where it is one of many.
+
+        A run that was left open under the same ``key`` by a process that is gone is taken up.
+        """
+        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}, key) as run:
             yield run
 
     @contextmanager
@@ -156,20 +171,25 @@ class Tracker:
         params: dict[str, Any],
         fingerprints: dict[str, str],
         tags: dict[str, str] | None = None,
+        *,
+        key: str | None = None,
     ) -> Iterator[StageRun]:
-        """An open run under ``parent_id``, with the fingerprint of each stage it reads as a data set input."""
-        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}) as run:
+        """An open run under ``parent_id``, with the fingerprint of each stage it reads as a data set input.
+
+        A run that was left open under the same ``key`` is taken up, and steps it holds are not recorded twice.
+        """
+        with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}, key) as run:
             if fingerprints:
                 self._write("data fingerprints", lambda client: _log_inputs(client, run._known_id(), fingerprints))
             yield run
 
     @contextmanager
-    def _run(self, name: str, params: dict[str, Any], tags: dict[str, str]) -> Iterator[StageRun]:
+    def _run(self, name: str, params: dict[str, Any], tags: dict[str, str], key: str | None) -> Iterator[StageRun]:
         """A run whose status tells how the block ended: FINISHED, FAILED, or KILLED by an interrupt."""
         run = StageRun(self, _Run(f"pending-{uuid4().hex}"))
         self._runs[run.run_id] = run._run
         self._open += 1
-        self._create(run._run, name, params, tags)
+        self._create(run._run, name, params, tags, key)
         status = "KILLED"
         try:
             yield run
@@ -180,11 +200,15 @@ class Tracker:
         finally:
             self._end(run, status)
 
-    def _create(self, run: _Run, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def _create(self, run: _Run, name: str, params: dict[str, Any], tags: dict[str, str], key: str | None) -> None:
         started = _now_ms()
 
         def create(client: MlflowClient) -> None:
-            known = {key: _cut(self._resolved(value), MAX_TAG_CHARACTERS) for key, value in tags.items()}
+            known = {tag: _cut(self._resolved(value), MAX_TAG_CHARACTERS) for tag, value in tags.items()}
+            if key is not None:
+                known[KEY_TAG] = key
+                if self._take_up(run, client, key, known):
+                    return
             made = client.create_run(self._experiment_id, start_time=started, tags=known, run_name=name)
             run.id = made.info.run_id
 
@@ -192,6 +216,20 @@ class Tracker:
         pairs = [(key, _cut(str(value), MAX_PARAM_CHARACTERS)) for key, value in params.items()]
         for start in range(0, len(pairs), PARAMS_PER_CALL):
             self._write("settings", _params_call(run, pairs[start : start + PARAMS_PER_CALL]))
+
+    def _take_up(self, run: _Run, client: MlflowClient, key: str, tags: dict[str, str]) -> bool:
+        """Go on with the run of the same key that a killed process left open, if there is one."""
+        query = f"attributes.status = 'RUNNING' AND tags.`{KEY_TAG}` = '{key}'"
+        left = client.search_runs([self._experiment_id], query, max_results=1)
+        mine = {one.id for one in self._runs.values()}
+        if not left or left[0].info.run_id in mine:
+            return False
+        run.id = left[0].info.run_id
+        run.stored = {name: client.get_metric_history(run.id, name)[-1].step for name in left[0].data.metrics}
+        for tag, value in tags.items():
+            client.set_tag(run.id, tag, value)
+        logger.info("MLflow run %s was left open by a process that is gone; it is gone on with", run.id)
+        return True
 
     def _end(self, run: StageRun, status: str) -> None:
         ended = _now_ms()

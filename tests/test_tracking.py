@@ -114,6 +114,35 @@ def test_status_tells_how_the_run_ended(error: type[BaseException], status: str,
     assert client.get_run(run.run_id).info.status == status
 
 
+def test_a_run_that_a_killed_process_left_open_is_gone_on_with_and_holds_every_step_once(uri: str, client: Any) -> None:
+    killed = """
+import os, sys
+from recranker.tracking import Tracker
+with Tracker(sys.argv[1], "killed").stage_run("a", None, {"x": 1}, {"prepare": "0"}, key="k") as run:
+    run.log_metrics({"loss": 3.0}, step=1)
+    run.log_metrics({"loss": 2.0}, step=2)
+    print(run.run_id, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", killed, uri]
+    left = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.strip()
+    assert client.get_run(left).info.status == "RUNNING"
+    tracker = Tracker(uri, "killed")
+    with tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, key="other") as other:
+        pass
+    with tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, {"commit": "new"}, key="k") as run:
+        for step, loss in ((2, 2.0), (3, 1.0)):
+            run.log_metrics({"loss": loss}, step=step)
+    assert (run.run_id, other.run_id == left) == (left, False)
+    with tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, key="k") as again:
+        pass
+    assert again.run_id != left  # that one has ended
+    assert client.get_run(left).info.status == "FINISHED"
+    assert client.get_run(left).data.tags["commit"] == "new"
+    history = [(one.step, one.value) for one in client.get_metric_history(left, "loss")]
+    assert history == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
 def test_long_values_are_cut_and_many_settings_go_in_batches(uri: str, client: Any) -> None:
     params = {"long": "x" * 9000} | {f"p{number}": number for number in range(250)}
     with Tracker(uri, "long").pipeline_run("one", params, {"note": "y" * 9000}) as run:

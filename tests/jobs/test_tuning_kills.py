@@ -15,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from mlflow import MlflowClient
 from numpy.random import Generator
 from safetensors.torch import load_file
 
@@ -100,6 +101,17 @@ def test_killed_training_ends_as_the_unbroken_one(config: Path, tmp_path: Path, 
     lost = re.findall(r"lost after step (\d+), it goes on behind step (\d+)", said)
     assert all(int(after) - int(behind) <= INTERVAL for after, behind in lost)
     assert (len(lost), runs) == (KILLS, 1) or (victim in ("driver", "cluster") and runs >= KILLS)
+    assert steps_recorded(home) == list(range(1, STEPS + 1))
+
+
+def steps_recorded(home: Path) -> list[int]:
+    """Steps whose loss the newest MLflow run of the stage holds; none of them is left open."""
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    newest_first = ["attributes.start_time DESC"]
+    found = client.search_runs(experiments, "attributes.run_name = 'small/tune'", order_by=newest_first)
+    assert {one.info.status for one in found} == {"FINISHED"}
+    return [one.step for one in client.get_metric_history(found[0].info.run_id, "tune/joint/loss")]
 
 
 def _run(
