@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from recranker.llm.checkpoints import TrainingState
+from recranker.llm.hardware import GB
 from recranker.llm.model import LanguageModel
 from recranker.llm.settings import TuneSettings
 from recranker.llm.training import trained_weights
 
-_KILOBYTES_PER_GB = 1024**2
 BUCKET_NUMBERS = 1 << 25
 """Gradients exchanged at a time; DeepSpeed's own 5e8 would take 2 GB of every GPU for an adapter of a few million."""
 
@@ -67,8 +67,8 @@ class DeepSpeedEngine:
     def memory_gb(self) -> float:
         """Most that this worker has held so far: on a GPU of its memory, otherwise of the machine's."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 1024**3
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KILOBYTES_PER_GB
+            return torch.cuda.max_memory_allocated(self._device) / GB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
     def state(self) -> TrainingState:
         """What a checkpoint must hold, whole; every worker must ask, and every one gets it."""

@@ -257,8 +257,7 @@ def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
     found = _newest(checkpoints)
     if found is not None:
         _set_weights(lm, found[0])
-    if job.tune.zero_stage < 3:  # there, hooks of modules gather weights
-        quicken(lm)
+    quicken(lm, zero_stage=job.tune.zero_stage)
     engine = DeepSpeedEngine(lm, job.tune)
     trainer = Trainer(engine, lm, given.prompts, job.tune, job.llm.max_prompt_tokens, job.seed)
     progress = Progress() if found is None else found[1]

@@ -79,8 +79,7 @@ def measure(model: Path, llm: LLMSettings, tune: TuneSettings, row: Row, *, on_p
     with warnings.catch_warnings():  # of names that peft and transformers will give up
         warnings.simplefilter("ignore", FutureWarning)
         make_trainable(lm, tune, seed=0)
-    if tune.zero_stage < 3:
-        quicken(lm)
+    quicken(lm, zero_stage=tune.zero_stage)
     packed = pack(made_up_trees(row.prompts, lm.model.config.vocab_size), lm.device)
     held = activations_held(lm, packed)
     on_pass()

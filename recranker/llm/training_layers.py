@@ -32,18 +32,18 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the position embedding, each ``(1, T, D)``."""
 
 
-def quicken(lm: LanguageModel) -> bool:
+def quicken(lm: LanguageModel, *, zero_stage: int = 0) -> bool:
     """Let rows of trees go through the layers of this module whenever ``lm.model`` is called; ``restore`` undoes it.
 
     Embedding, last norm, output head and all that wraps the model stay as they are. Hooks of modules inside a layer
     are not called, so this is not for weights that are gathered by hooks (ZeRO-3).
 
     Returns:
-        Whether it was done: for float32 on a CPU, an architecture with these layers, and a plain LoRA adapter on
-        linears of the layers as all that is trained, without dropout. Otherwise nothing has changed.
+        Whether it was done: below ZeRO-3, for float32 on a CPU, an architecture with these layers, and a plain LoRA
+        adapter on linears of the layers as all that is trained, without dropout. Otherwise nothing has changed.
     """
     model = base_of(lm)
-    if lm.device.type != "cpu" or lm.dtype != torch.float32 or type(model) not in KINDS:
+    if zero_stage == 3 or lm.device.type != "cpu" or lm.dtype != torch.float32 or type(model) not in KINDS:
         return False
     if model.config.hidden_act != "silu" or model.config.attention_dropout or not _only_plain_adapters(model):
         return False

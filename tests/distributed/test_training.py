@@ -1,9 +1,13 @@
 import os
+import socket
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -12,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from recranker import tracking
 from recranker.distributed.engine import deepspeed_config
 from recranker.distributed.training import TuneJob, check_in_fresh_process, tune_adapters
 from recranker.distributed.validation import ValidationList
@@ -128,6 +133,33 @@ def test_every_zero_stage_trains_the_same_adapter(
     folder, log = one_worker
     again, _ = tuned(model_path, tmp_path, workers=2, zero_stage=zero_stage)
     _assert_same(folder, log, tmp_path, again)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_tracking_server_that_never_answers_costs_no_step_time(
+    ray_cluster: None, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.0)  # at its worst: every report of a step waits for the server
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    seconds: dict[str, list[float]] = {"alone": [], "hanging": []}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tracker = tracking.Tracker(f"http://127.0.0.1:{server.getsockname()[1]}", "hanging")
+        for turn in range(2):
+            for name, measured in seconds.items():
+                with tracker.pipeline_run(name, {}) if name == "hanging" else nullcontext() as run:
+                    waits = 10 if run else 0  # then the driver listens again
+
+                    def log(report: StepReport | Look, run: Any = run, waits: int = waits) -> None:
+                        if report.step <= waits:
+                            run.log_metrics({"loss": 1.0}, step=report.step)
+
+                    _, heard = tuned(
+                        model_path, tmp_path / f"{name}-{turn}", epochs=100, checkpoint_steps=1000, on_report=log
+                    )
+                measured += [one.seconds for one in heard[1:] if isinstance(one, StepReport)]
+    assert len(seconds["hanging"]) == len(seconds["alone"]) == 2 * 199
+    assert statistics.median(seconds["hanging"]) <= 1.05 * statistics.median(seconds["alone"]), seconds
 
 
 @pytest.mark.ray
