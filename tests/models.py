@@ -18,22 +18,22 @@ TEXTS = [
 ]
 
 
-def tiny_model(folder: Path, seed: int = 0, *, vocab_size: int = 400) -> Path:
-    """Folder of a random two-layer LLaMA (width 32, 4 heads over 2 key-value heads) with a byte-level tokenizer.
+def tiny_model(folder: Path, seed: int = 0, *, vocab_size: int = 400, width: int = 32) -> Path:
+    """Folder of a random two-layer LLaMA (of 4 heads, 4 heads over 2 key-value heads) with a byte-level tokenizer.
 
     All printable characters are single tokens, and so are 'Yes' and 'No'.
     """
     tokenizer = tiny_tokenizer(vocab_size)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        initializer_range=0.3,  # large enough for answers to differ
+        initializer_range=0.3 * (32 / width) ** 0.5,  # large enough for answers to differ
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -19,7 +19,7 @@ from torch.nn.functional import linear, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from recranker.llm.attention import Layout, attention_by_parts
-from recranker.llm.model import LanguageModel, base_of
+from recranker.llm.model import LanguageModel, base_of, is_sharded
 
 KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 """Architectures with these very layers; a model of another one goes through transformers' forward."""
@@ -29,9 +29,9 @@ TILE_TOKENS = 384
 
 
 def decoder_of(lm: LanguageModel) -> "Decoder | None":
-    """The decoder of ``lm``; None where it is not on a CPU, of another kind, or has an adapter that is not merged."""
+    """The decoder of ``lm``; None where it is not on a CPU, of another kind, sharded, or its adapter is not merged."""
     model = base_of(lm)
-    if lm.device.type != "cpu" or type(model) not in KINDS or model.config.hidden_act != "silu":
+    if is_sharded(lm) or lm.device.type != "cpu" or type(model) not in KINDS or model.config.hidden_act != "silu":
         return None
     if not all(type(one) is nn.Linear for layer in model.model.layers for one in linears_of(layer)):
         return None

@@ -252,6 +252,11 @@ def base_of(lm: LanguageModel) -> Any:
     return lm.model.get_base_model() if isinstance(lm.model, PeftModel) else lm.model
 
 
+def is_sharded(lm: LanguageModel) -> bool:
+    """Whether each worker holds a part of every weight (ZeRO-3), which only calls of whole modules gather."""
+    return any(hasattr(weight, "ds_id") for weight in lm.model.parameters())  # DeepSpeed's own mark
+
+
 def remove_adapter(lm: LanguageModel) -> None:
     """Take the adapter off, if there is one; the base weights are left as they were."""
     if isinstance(lm.model, PeftModel):

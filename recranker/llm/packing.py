@@ -16,7 +16,7 @@ from recranker.errors import ModelError
 from recranker.llm.attention import Layout, PrefixState, Span, needs_mask
 from recranker.llm.decoder import decoder_of
 from recranker.llm.encoding import Branch, Tree, encode_all
-from recranker.llm.model import LanguageModel
+from recranker.llm.model import LanguageModel, is_sharded
 from recranker.tasks.protocol import Prompt, Question
 from recranker.tasks.settings import TaskName
 
@@ -213,9 +213,10 @@ def _chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _head_rows(lm: LanguageModel, rows: Tensor) -> Iterator[bool]:
-    """Within this block the output head computes only ``rows`` of its vocabulary; False: it is no plain linear."""
+    """Within this block the output head computes only ``rows`` of its vocabulary; False: it is no plain linear, or
+    sharded."""
     head = lm.model.get_output_embeddings()
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if type(head) is not nn.Linear or "forward" in vars(head) or is_sharded(lm):
         yield False
         return
     weight, bias = head.weight[rows], None if head.bias is None else head.bias[rows]

@@ -137,6 +137,19 @@ def test_every_zero_stage_trains_the_same_adapter(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"workers": 1}, {"workers": 2}, {"workers": 2, "method": "full"}])
+def test_weights_so_large_that_zero_3_shards_them_train_the_same_and_answer(
+    ray_cluster: None, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    model = tiny_model(tmp_path / "model", width=512)  # weights of up to 1e5 numbers stay whole on every worker
+    method = {"method": changes.get("method", "lora"), "learning_rate": 1e-3}
+    expected, _ = tuned(model, tmp_path / "whole", **method)
+    again, _ = tuned(model, tmp_path / "sharded", zero_stage=3, **method | changes)
+    assert again["loss"].to_pylist() == pytest.approx(expected["loss"].to_pylist(), rel=1e-3)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_tracking_server_that_never_answers_costs_no_step_time(
     ray_cluster: None, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
