@@ -136,6 +136,8 @@ class Ranking:
     """Of the latest entries of the history; None where no explanation was asked for."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """What answered: run, base model, fingerprint of the tuning, preset, weights used."""
+    plan: Mapping[str, Any] | None = None
+    """What was left out for the answer to be there in time, and why; None where everything was asked."""
 
 
 class _Common:
@@ -450,7 +452,9 @@ def _ranking(found: Mapping[str, Any]) -> Ranking:
     try:
         items = tuple(_known(RankedItem, one) for one in found["ranking"])
         why = _influences(found.get("influences"))
-        return Ranking(items, tuple(found["degraded"]), found["order"], found.get("user"), why, found["model"])
+        return Ranking(
+            items, tuple(found["degraded"]), found["order"], found.get("user"), why, found["model"], found.get("plan")
+        )
     except (KeyError, TypeError):
         raise ServiceError(f"needed a ranking, got an object with keys {sorted(found)}") from None
 

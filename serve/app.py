@@ -8,11 +8,11 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from recranker.tasks.settings import TaskName
 from serve.router import Router, replica_api
-from serve.settings import ServeSettings
+from serve.settings import Replicas, ServeSettings
 from serve.source import ServedRun, read_run
 from serve.tasks import TaskReplica
 from serve.users import check_users
@@ -32,11 +32,12 @@ def build(settings: ServeSettings) -> Application:
 
 def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskName, Application]) -> Application:
     """The router over the tasks' deployments."""
+    most = max(settings.replicas_of(task).most for task in tasks)
     router = serve.deployment(
         serve.ingress(replica_api)(Router),
         name="router",
         num_replicas=settings.routers,
-        max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * settings.replicas,
+        max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * most,
         ray_actor_options={"num_cpus": 0},  # it waits; the tasks compute
         **_queue(settings),
     )
@@ -45,18 +46,29 @@ def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskN
 
 def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> Application:
     """One task: replicas of its own, each with the base model and the adapter that answers this task."""
-    resources = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    replicas = settings.replicas_of(task)
     deployment = serve.deployment(
         TaskReplica,
         name=task,
-        num_replicas=settings.replicas,
+        **_number(replicas),
         max_ongoing_requests=settings.max_ongoing_requests,
-        ray_actor_options=resources,
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         health_check_period_s=10,
         health_check_timeout_s=30,
         **_queue(settings),
     )
-    return deployment.bind(task, run, str(Path(settings.home).expanduser() / "cache"))
+    return deployment.bind(task, run, str(Path(settings.home).expanduser() / "cache"), settings.max_batch_tokens)
+
+
+def _number(replicas: Replicas) -> dict[str, Any]:
+    if replicas.fewest == replicas.most:
+        return {"num_replicas": replicas.fewest}
+    scaling = AutoscalingConfig(
+        min_replicas=replicas.fewest,
+        max_replicas=replicas.most,
+        target_ongoing_requests=replicas.target_ongoing_requests,
+    )
+    return {"autoscaling_config": scaling}
 
 
 def _queue(settings: ServeSettings) -> dict[str, Any]:

@@ -27,6 +27,8 @@ CODES: dict[int, ErrorCode] = {
 }
 """Code of a status where the error does not say a narrower one."""
 
+MAX_RETRY_AFTER_S = 30.0
+"""Seconds that a client is told to wait at the most, however long the queues are, unless retry_after_s says more."""
 MAX_COMPLAINTS = 5
 """Complaints listed in one answer; a large body can be wrong in thousands of places."""
 
@@ -41,7 +43,15 @@ class RefusedError(ValueError):
 
 
 class BusyError(Exception):
-    """No task has room for the request."""
+    """No task has room for the request.
+
+    Args:
+        retry_after_s: Seconds after which one may have; 0 where that is not known.
+    """
+
+    def __init__(self, retry_after_s: float = 0.0) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(Exception):
@@ -85,7 +95,8 @@ def problem_of(error: Exception, retry_after_s: float) -> Problem:
     if isinstance(error, ValidationError):
         return problem(422, complaints(error.errors(include_url=False, include_context=False, include_input=False)))
     if isinstance(error, (BusyError, UnavailableError)):
-        return _come_again(error, math.ceil(retry_after_s))
+        drain_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
+        return _come_again(error, math.ceil(max(retry_after_s, min(drain_s, MAX_RETRY_AFTER_S))))
     if isinstance(error, (LateError, TimeoutError)):
         return problem(504, "the time for the request is over, and nothing could be answered within it")
     return problem(500, "the request could not be answered; the service's log says why")

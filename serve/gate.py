@@ -23,6 +23,7 @@ from serve.errors import LateError, Problem, problem, problem_of, where
 from serve.messages import Limit
 from serve.page import PAGE_PATHS
 from serve.settings import ServeSettings
+from serve.timing import timed, with_times
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,11 +70,12 @@ class Gate:
         async def watched(message: Message) -> None:
             nonlocal started
             started = True
-            await send(message)
+            await send(with_times(message, timing))
 
         try:
             async with asyncio.timeout(settings.request_timeout_s + GRACE_S):
-                await self.app(scope, receive, watched)
+                with timed(scope[ARRIVED]) as timing:
+                    await self.app(scope, receive, watched)
         except Exception as error:
             logger.error("a request failed: %s", where(error))
             if not started:

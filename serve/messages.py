@@ -37,6 +37,8 @@ ErrorCode = Literal[
 ]
 """What went wrong, for programs; these words do not change."""
 UserState = Literal["known", "unknown", "unavailable"]
+LeftOut = Literal["queue", "deadline"]
+"""Why a task was not asked: the questions before it take too long, or its answer alone takes longer than there is."""
 
 
 class Message(BaseModel):
@@ -191,13 +193,27 @@ class ModelInfo(Message):
     """Weights used, over the signals that were there."""
 
 
+class Plan(Message):
+    """What was left out for the answer to be there in time."""
+
+    left_out: dict[TaskName, LeftOut] = {}
+    """Tasks that were not asked, and why: 'queue', the questions before would have taken too long; 'deadline', there
+    was too little time even without them."""
+    pairs_asked: int | None = Field(default=None, ge=1)
+    """Pairs of candidates asked about, neighbours in the quoted order first; None where all that were wanted."""
+    pairs_wanted: int | None = Field(default=None, ge=1)
+    """Pairs that there would have been with more time; None likewise."""
+
+
 class RankResponse(Message):
     """The candidates in their new order."""
 
     ranking: tuple[RankedItem, ...]
     """Best first; always all candidates."""
     degraded: tuple[TaskName, ...] = ()
-    """Tasks asked that did not answer in time; the others decided without them."""
+    """Tasks wanted that did not answer in time, or were left out; the others decided without them."""
+    plan: Plan | None = None
+    """What was left out, and why; None where everything was asked."""
     order: Literal["fused", "backbone"] = "fused"
     """'backbone' where nothing that has a weight answered: the retriever's order, unchanged."""
     user: UserState | None = None

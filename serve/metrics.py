@@ -26,8 +26,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 ALL = "all"
 """Label of a whole request, beside those of its tasks."""
+LEFT_OUT = "left_out"
+"""Outcome of a task that was not asked, as it could not have answered in time."""
 SHED = "shed"
-"""Outcome of a whole request that found every queue full."""
+"""Outcome of a whole request that found every queue full, or too long for its deadline."""
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CANDIDATES = (1, 2, 5, 10, 20, 26, 50, 100, 200)
 TOKENS = (100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
@@ -49,7 +51,9 @@ class Metrics:
         )
         self.shed = Counter("recranker_shed", "Requests refused because every queue was full", registry=self.registry)
         self.candidates = self._histogram("candidates", "Candidates of a request", CANDIDATES)
-        self.prompt_tokens = self._histogram("prompt_tokens", "Tokens the model computed for a request", TOKENS)
+        self.prompt_tokens = self._histogram(
+            "prompt_tokens", "Tokens the model computed for a request, all tasks that answered together", TOKENS
+        )
         self.sanitised = Counter(
             "recranker_input_sanitised", "Titles changed or made harmless", ["kind"], registry=self.registry
         )

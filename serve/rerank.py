@@ -129,6 +129,8 @@ def _warnings(answer: RankResponse) -> tuple[str, ...] | None:
     found = []
     if answer.degraded:
         found.append(f"degraded: no answer from {', '.join(answer.degraded)}")
+    if answer.plan and answer.plan.pairs_asked:
+        found.append(f"pairwise: time for {answer.plan.pairs_asked} of {answer.plan.pairs_wanted} pairs")
     if answer.order == "backbone":
         found.append("the order is that of the request, and relevance scores are no probabilities")
     return tuple(found) or None

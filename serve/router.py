@@ -1,20 +1,20 @@
-"""The router: one call per task, what came until the deadline, one order."""
+"""The router: one call per task that can be done by the deadline, what came until then, one order."""
 
 import asyncio
 import logging
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from fastapi import FastAPI
-from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from recranker.errors import SettingsError
 from recranker.tasks.protocol import Answer, Prompt
@@ -23,10 +23,14 @@ from serve.errors import BusyError, LateError, RefusedError, UnavailableError
 from serve.explain import influences, without_each
 from serve.http import make_api
 from serve.messages import Influence, RankRequest, RankResponse, Readiness, UserState
-from serve.metrics import ALL, SHED, Metrics
+from serve.metrics import ALL, LEFT_OUT, SHED, Metrics
+from serve.planner import Planned
+from serve.queues import Queues
 from serve.ranking import Asked, answers_of, ask, respond
+from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.source import ServedRun
+from serve.timing import current
 from serve.users import brings_everything, completed, open_users
 
 logger = logging.getLogger("ray.serve")
@@ -47,12 +51,17 @@ OUTCOMES: Mapping[type[BaseException], str] = {
 
 ANSWER_S = 0.005
 """Seconds before the deadline at which waiting ends, so that the answer is there by then."""
+LOOK_S = 10.0
+"""Seconds between two looks at the number of replicas, while requests come."""
 STATUS_S = 5.0
 """Seconds within which Serve's controller must say which replicas run; it may be on its way back from a fault."""
 
 
 class Router:
-    """Validates, asks every task once, fuses. Ranking changes nothing, so a call lost with its replica is repeated."""
+    """Validates, asks every task once that has time for it, fuses.
+
+    Ranking changes nothing, so a call lost with its replica is repeated.
+    """
 
     def __init__(self, settings: ServeSettings, run: ServedRun, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
         self.settings = settings
@@ -62,6 +71,10 @@ class Router:
         self.users = open_users(settings, run)
         self.metrics = Metrics(run)
         self.seen = Readiness(ready=False, replicas=dict.fromkeys(tasks, 0), missing=tuple(tasks))
+        self.wanted = {task: settings.replicas_of(task) for task in tasks}
+        self.looked_at = -math.inf
+        self.looking: asyncio.Task[Readiness] | None = None
+        self.queues = Queues(tasks, self._replicas, settings.routers)
 
     async def rank(self, request: RankRequest, deadline: float | None = None) -> RankResponse:
         """The candidates of ``request``, best first; tasks that do not answer in time are named, not waited for.
@@ -73,11 +86,13 @@ class Router:
 
         Raises:
             RefusedError: If the request asks for what is not served.
-            BusyError: If no task had room for it.
+            BusyError: If no task has room for it, or none by its deadline.
             UnavailableError: If it needs what is stored, and the store does not answer.
             LateError: If the store has not answered by the deadline.
         """
         started, outcome = time.monotonic(), "failed"
+        if timing := current():
+            timing.ranks = True
         try:
             ends = started + self.settings.request_timeout_s if deadline is None else deadline
             response = await self._rank(request, ends)
@@ -93,11 +108,14 @@ class Router:
         request, user = await self._completed(request, deadline)
         asked = ask(request, self.run, self.settings)
         self.metrics.arrived(request, self.run.data.max_title_characters)
-        response = respond(asked, await self._answers(asked, deadline), request, self.run)
-        for task in response.degraded:
-            self.metrics.degraded.labels(task).inc()
-        influences = await self._influences(asked, response, request, deadline) if request.explain else None
-        return response.model_copy(update={"user": user, "influences": influences})
+        self._look_again()
+        planned = self.queues.plan(asked, deadline)
+        asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
+        scored = await self._scored(planned, deadline)
+        response = respond(asked, _answers(asked, scored), request, self.run)
+        self._count(planned, scored, response)
+        influences = await self._influences(asked, scored, response, request, deadline) if request.explain else None
+        return response.model_copy(update={"user": user, "influences": influences, "plan": planned.message()})
 
     async def _completed(self, request: RankRequest, deadline: float) -> tuple[RankRequest, UserState | None]:
         """``request`` with what is stored of the user and items it names; looked up beside the loop."""
@@ -111,29 +129,59 @@ class Router:
         return done.request, done.user
 
     async def _influences(
-        self, asked: Asked, response: RankResponse, request: RankRequest, deadline: float
+        self, asked: Asked, tasks: Iterable[TaskName], response: RankResponse, request: RankRequest, deadline: float
     ) -> tuple[Influence, ...]:
         """What the latest entries of the history change, as far as tasks have room and time to say it."""
         if response.order != "fused":
             return ()
         parts = without_each(asked, request, self.run, self.settings)
-        found = await asyncio.gather(*(self._answers_if_room(one, deadline) for one in parts.values()))
-        return influences(response, parts, dict(zip(parts, found, strict=True)), request, self.run)
+        found = await asyncio.gather(*(self._scored_if_room(one, tasks, deadline) for one in parts.values()))
+        answers = {place: _answers(parts[place], scored) for place, scored in zip(parts, found, strict=True)}
+        return influences(response, parts, answers, request, self.run)
 
-    async def _answers_if_room(self, asked: Asked, deadline: float) -> dict[TaskName, list[Answer]]:
-        """What ``_answers`` says, nothing where all tasks are full."""
+    async def _scored_if_room(self, asked: Asked, tasks: Iterable[TaskName], deadline: float) -> dict[TaskName, Scored]:
+        """What ``tasks`` say to ``asked`` where they have room and time for all of it."""
+        wanted = replace(asked, prompts={task: asked.prompts[task] for task in tasks})
         try:
-            return await self._answers(asked, deadline)
+            return await self._scored(self.queues.plan(wanted, deadline, shorten=False), deadline)
         except BusyError:
             return {}
 
-    async def _answers(self, asked: Asked, deadline: float) -> dict[TaskName, list[Answer]]:
+    async def _scored(self, planned: Planned, deadline: float) -> dict[TaskName, Scored]:
         """What the tasks have answered by the deadline."""
-        calls = [self._timed_answer(task, prompt, deadline) for task, prompt in asked.prompts.items()]
+        if planned.full:
+            raise BusyError(self.queues.drain_s(planned.full))
+        calls = [self._begun(task, prompt, deadline) for task, prompt in planned.prompts.items()]
         found = await asyncio.gather(*calls)
         if found and all(one == "busy" for one in found):
-            raise BusyError
-        return {task: one for task, one in zip(asked.prompts, found, strict=True) if isinstance(one, list)}
+            raise BusyError(self.queues.drain_s(planned.prompts))
+        return {task: one for task, one in zip(planned.prompts, found, strict=True) if isinstance(one, Scored)}
+
+    def _begun(self, task: TaskName, prompt: Prompt, deadline: float) -> asyncio.Task[Scored | Missing]:
+        """A call that is in its task's queue from now on until it ends, however it ends."""
+        call = asyncio.create_task(self._timed_answer(task, prompt, deadline))
+        call.add_done_callback(self.queues.enter(task, prompt))
+        return call
+
+    def _count(self, planned: Planned, scored: Mapping[TaskName, Scored], response: RankResponse) -> None:
+        for task in planned.left_out:
+            self.metrics.requests.labels(task, LEFT_OUT).inc()
+        for task in response.degraded:
+            self.metrics.degraded.labels(task).inc()
+        if scored:
+            self.metrics.prompt_tokens.observe(sum(one.tokens for one in scored.values()))
+
+    def _replicas(self, task: TaskName) -> int:
+        """Replicas of a task; where their number follows the load, those that ran when somebody looked last."""
+        wanted = self.wanted[task]
+        return wanted.fewest if wanted.fewest == wanted.most else max(self.seen.replicas[task], wanted.fewest)
+
+    def _look_again(self) -> None:
+        """Ask beside the request how many replicas run, where their number follows the load."""
+        now = time.monotonic()
+        if now - self.looked_at > LOOK_S and any(one.fewest < one.most for one in self.wanted.values()):
+            self.looked_at = now
+            self.looking = asyncio.create_task(self.readiness())
 
     async def readiness(self) -> Readiness:
         """Whether every task has a running replica, as Serve's controller counts them.
@@ -153,21 +201,24 @@ class Router:
         self.seen = Readiness(ready=not missing, replicas=replicas, missing=missing)
         return self.seen
 
-    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float) -> list[Answer] | Missing:
+    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float) -> Scored | Missing:
         started = time.monotonic()
         found = await self._answer(task, prompt, deadline)
-        outcome = "answered" if isinstance(found, list) else found
+        if isinstance(found, Scored):
+            self.queues.heard(task, found)
+            if timing := current():
+                timing.answered(found)
+        outcome = "answered" if isinstance(found, Scored) else found
         self.metrics.finished(task, outcome, time.monotonic() - started)
         return found
 
-    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float) -> list[Answer] | Missing:
+    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float) -> Scored | Missing:
         """The task's answers, or why there are none."""
         attempt = 1
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    found: list[NDArray[np.float64]] = await self.tasks[task].score.remote(prompt)
-                    return answers_of(prompt, found)
+                    return await _heard(self.tasks[task].score.remote(prompt))
             except BackPressureError:
                 return "busy"
             except RayActorError as error:  # the replica went away with the question, rather than failing at it
@@ -183,10 +234,25 @@ class Router:
         return _missing(task, "late", TimeoutError())
 
 
+async def _heard(call: DeploymentResponse) -> Scored:
+    """What ``call`` returns; where nobody waits for it any longer it is taken back, so that it is not computed."""
+    try:
+        found: Scored = await call
+    except asyncio.CancelledError:
+        call.cancel()  # Serve itself goes on with a call that a replica has taken
+        raise
+    return found
+
+
+def _answers(asked: Asked, scored: Mapping[TaskName, Scored]) -> dict[TaskName, list[Answer]]:
+    return {task: answers_of(asked.prompts[task], one.values) for task, one in scored.items()}
+
+
 def running_replicas() -> dict[str, int]:
     """Replicas of each deployment of this application that run; asks Serve's controller, and waits for it."""
-    status = serve.status().applications[serve.get_replica_context().app_name]
-    return {name: one.replica_states.get("RUNNING", 0) for name, one in status.deployments.items()}
+    name = serve.get_replica_context().app_name  # first, as status would start a cluster where there is none
+    status = serve.status().applications[name]
+    return {task: one.replica_states.get("RUNNING", 0) for task, one in status.deployments.items()}
 
 
 def replica_api() -> FastAPI:

@@ -1,14 +1,42 @@
 """Settings of the ranking service; ``config.yaml`` fills them."""
 
 import os
+from dataclasses import dataclass
+from typing import get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recranker.settings import Settings
-from recranker.tasks.settings import MAX_CANDIDATES
+from recranker.tasks.settings import MAX_CANDIDATES, TaskName
 
 MAX_DEMO_USERS = 24
 """Demo users that are published."""
+
+
+class TaskSettings(Settings):
+    """What differs for one task; None takes what holds for all."""
+
+    replicas: int | None = Field(default=None, ge=1)
+    """Replicas of the task; the fewest, where max_replicas is set."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """The most replicas of the task."""
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+    """Requests per replica that their number follows."""
+    cpus_per_replica: float | None = Field(default=None, gt=0)
+    """CPUs set aside per replica."""
+    gpus_per_replica: float | None = Field(default=None, ge=0)
+    """GPUs set aside per replica."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """One task's replicas: fixed in number where fewest and most are the same."""
+
+    fewest: int
+    most: int
+    target_ongoing_requests: float
+    cpus: float
+    gpus: float
 
 
 class ServeSettings(Settings):
@@ -22,7 +50,11 @@ class ServeSettings(Settings):
     """File with the bearer token clients must send; else RECRANKER_SERVE_TOKEN holds it; with neither, all may ask."""
 
     replicas: int = Field(default=1, ge=1)
-    """Replicas of each of the three tasks; every one holds a model of its own."""
+    """Replicas of each of the three tasks, every one with a model of its own; the fewest, where max_replicas is set."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """The most replicas of each task, started and ended with the load; None keeps their number as it is."""
+    target_ongoing_requests: float = Field(default=2.0, gt=0)
+    """Requests per replica, waiting ones included, that the number of replicas follows where max_replicas is set."""
     routers: int = Field(default=1, ge=1)
     """Replicas of the router."""
     cpus_per_replica: float = Field(default=0.5, gt=0)
@@ -30,16 +62,23 @@ class ServeSettings(Settings):
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """GPUs set aside per task replica; 0.33 lets the three tasks share one, 0 scores on the CPU."""
 
-    max_ongoing_requests: int = Field(default=4, ge=1)
-    """Requests a task replica holds at once; it scores them one after the other."""
+    per_task: dict[TaskName, TaskSettings] = Field(default={})
+    """What differs for single tasks."""
+
+    max_ongoing_requests: int = Field(default=8, ge=1)
+    """Requests a task replica holds at once; those that wait in it are scored together where that pays."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of requests scored together, at the most, within llm.token_budget of the run. None: as many as pay, which
+    is measured at the start: on a GPU most of the budget, on a CPU one request at a time."""
     max_queued_requests: int = Field(default=32, ge=0)
     """Requests that wait for a task or for the router; more are answered 503 with Retry-After."""
     request_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds until a request is answered with what has come; no header of a client changes it."""
+    """Seconds until a request is answered with what has come; no header of a client changes it. Tasks that cannot be
+    done by then, or by a request's own deadline, are not asked."""
     max_attempts: int = Field(default=3, ge=1)
     """Times a task is asked before it counts as missing, where its replica dies while it answers."""
     retry_after_s: float = Field(default=2.0, gt=0)
-    """Seconds a client is told to wait when the service is full."""
+    """Seconds a client is told to wait when the service is full, at the least; longer, up to 30, where queues are."""
 
     max_candidates: int = Field(default=26, ge=2, le=MAX_CANDIDATES)
     """Candidates of one request; above 26 a list is asked about in several windows, so that a request costs more."""
@@ -66,3 +105,30 @@ class ServeSettings(Settings):
     max_explained: int = Field(default=5, ge=0)
     """Latest entries of a history that a request with 'explain' is asked again without, each as much work as the
     request itself."""
+
+    def replicas_of(self, task: TaskName) -> Replicas:
+        """Number and resources of a task's replicas."""
+        own = self.per_task.get(task, TaskSettings()).model_dump(exclude_none=True)
+        fewest = own.get("replicas", self.replicas)
+        # a fixed number of its own is not undone by a most that holds for the others
+        most = own.get("max_replicas", fewest if "replicas" in own else self.max_replicas or fewest)
+        return Replicas(
+            fewest,
+            most,
+            own.get("target_ongoing_requests", self.target_ongoing_requests),
+            own.get("cpus_per_replica", self.cpus_per_replica),
+            own.get("gpus_per_replica", self.gpus_per_replica),
+        )
+
+    @model_validator(mode="after")
+    def _replicas_are_in_order(self) -> "ServeSettings":
+        names: tuple[TaskName, ...] = get_args(TaskName)
+        for task, found in ((task, self.replicas_of(task)) for task in names):
+            if found.most < found.fewest:
+                raise ValueError(f"{task}: max_replicas {found.most} must be at least replicas {found.fewest}")
+            if found.most > found.fewest and found.target_ongoing_requests > self.max_ongoing_requests:
+                raise ValueError(
+                    f"{task}: target_ongoing_requests {found.target_ongoing_requests:g} must be at most "
+                    f"max_ongoing_requests {self.max_ongoing_requests}, or no load would start a replica"
+                )
+        return self

@@ -19,6 +19,7 @@ from tests.serve.fake_service import FakeService, served_on_loopback
 RANKING = {
     "ranking": [{"id": "1", "rank": 1, "score": 1.0, "probability": 0.5, "of_a_newer_service": 1}],
     "degraded": ["pairwise"],
+    "plan": {"left_out": {"pairwise": "queue"}},
     "order": "fused",
     "model": {"run": "toy"},
     "also_newer": 1,
@@ -107,6 +108,7 @@ def test_what_was_said_is_sent_and_the_rest_left_out() -> None:
     assert script.asked[0].headers["x-request-id"] == "r1"
     assert (ranking.items[0].id, ranking.items[0].probability) == ("1", 0.5)
     assert (ranking.degraded, ranking.order, ranking.model) == (("pairwise",), "fused", {"run": "toy"})
+    assert ranking.plan == {"left_out": {"pairwise": "queue"}}
 
 
 def test_a_user_takes_the_place_of_a_history() -> None:

@@ -444,11 +444,12 @@ function showWeights() {
 }
 
 function showRemarks() {
-  const { degraded, order, user } = state.answer;
+  const { degraded, order, plan, user } = state.answer;
   if (user === "unknown") remark("This user is not known here: the order rests on the candidates alone.");
   if (user === "unavailable") remark("This user could not be looked up just now: the order rests on the candidates alone.");
   if (order === "backbone") remark("Nothing that has a weight answered in time: this is the retriever's order, unchanged.");
   else if (degraded.length) remark(`${degraded.map((task) => NAMES[task]).join(" and ")} did not answer in time; the others decided.`);
+  if (plan && plan.pairs_asked) remark(`There was time for ${plan.pairs_asked} of ${plan.pairs_wanted} pairs.`);
   const { run, model, preset, adapter } = state.answer.model;
   $("model").textContent = `Run ${run} · ${model} · adapter ${adapter} · preset ${preset}`;
 }

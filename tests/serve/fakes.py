@@ -2,19 +2,30 @@
 
 import asyncio
 import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.tasks.protocol import Prompt
+from recranker.tasks.protocol import Prompt, Question
+from serve.batching import Batcher
+from serve.cost import Cost
+from serve.scored import Scored
+
+
+def even(question: Question) -> NDArray[np.float64]:
+    """Every label equally likely."""
+    return np.full(len(question.labels), -np.log(len(question.labels)))
 
 
 class Evenly:
     """Finds every label equally likely."""
 
-    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
-        return [np.full(len(one.labels), -np.log(len(one.labels))) for one in prompt.questions]
+    async def score(self, prompt: Prompt) -> Scored:
+        return Scored([even(one) for one in prompt.questions], 100, 0.01)
 
 
 class Slow(Evenly):
@@ -23,7 +34,7 @@ class Slow(Evenly):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def score(self, prompt: Prompt) -> Scored:
         await asyncio.sleep(self.seconds)
         return await super().score(prompt)
 
@@ -31,7 +42,7 @@ class Slow(Evenly):
 class Broken:
     """Fails at every question."""
 
-    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def score(self, prompt: Prompt) -> Scored:
         raise RuntimeError("planted")
 
 
@@ -41,8 +52,36 @@ class DiesOnce(Evenly):
     def __init__(self, mark: str) -> None:
         self.mark = Path(mark)
 
-    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def score(self, prompt: Prompt) -> Scored:
         if not self.mark.exists():
             self.mark.touch()
             os._exit(1)
         return await super().score(prompt)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an engine says to one prompt."""
+
+    log_probabilities: list[NDArray[np.float64]]
+    tokens: int = 100
+    cut_lines: int = 0
+
+
+class Batched:
+    """Takes its time for one prompt after the other, and notes how many candidates each list has that it computes."""
+
+    def __init__(self, notes: str, seconds: float) -> None:
+        self.notes = Path(notes)
+        self.seconds = seconds
+        self.batcher = Batcher(self.compute, Cost(0.0, 0.0, 1.0))
+
+    def compute(self, prompts: Sequence[Prompt]) -> list[Answered]:
+        """The engine."""
+        with self.notes.open("a") as file:
+            file.writelines(f"{len(one.questions[0].item_ids)}\n" for one in prompts)
+        time.sleep(self.seconds)
+        return [Answered([even(one) for one in prompt.questions]) for prompt in prompts]
+
+    async def score(self, prompt: Prompt) -> Scored:
+        return replace(await self.batcher.score(prompt), cost=None)  # the router is to find out by waiting

@@ -1,5 +1,6 @@
 """A task replica without a model that has an opinion: what it makes of an item depends on the history, line by line."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from recranker.randomness import generator
 from recranker.tasks.protocol import Prompt, Question
+from serve.scored import Scored
 
 
 class Opinions:
@@ -17,9 +19,12 @@ class Opinions:
         self.asked: list[Prompt] = []
         self.score = self
 
-    async def remote(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    def remote(self, prompt: Prompt) -> "asyncio.Task[Scored]":
         self.asked.append(prompt)
-        return [self._answer(prompt, question) for question in prompt.questions]
+        return asyncio.create_task(self._said(prompt))
+
+    async def _said(self, prompt: Prompt) -> Scored:
+        return Scored([self._answer(prompt, question) for question in prompt.questions], 100, 0.0)
 
     def _answer(self, prompt: Prompt, question: Question) -> NDArray[np.float64]:
         lines = prompt.prefix.splitlines()

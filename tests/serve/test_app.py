@@ -1,22 +1,23 @@
 """The application on a Ray cluster: the real one with a tiny model, and the router over tasks that fail."""
 
+import re
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from recranker.client import Client
 from serve.settings import ServeSettings
-from tests.serve.fakes import Broken, DiesOnce, Evenly, Slow
+from tests.serve.fakes import Batched, Broken, DiesOnce, Evenly, Slow
 from tests.serve.runs import finished_run
 from tests.serve.test_ranking import served
 
-BODY = {
+BODY: dict[str, Any] = {
     "history": [{"title": "Alien", "rating": 5}, {"title": "Grease", "liked": False}],
     "candidates": [{"id": f"i{n}", "title": f"Film {n}", "backbone_score": -n} for n in range(7)],
 }
@@ -47,7 +48,9 @@ def test_the_application_ranks_with_a_tuned_model(url: str, tmp_path: Path) -> N
     serve.run(build(settings), name="ranks", route_prefix="/ranks")
     try:
         headers = {"Authorization": "Bearer right"}
-        answer = httpx.post(f"{url}/ranks/v1/rank", json=BODY, headers=headers, timeout=60).json()
+        first = httpx.post(f"{url}/ranks/v1/rank", json=BODY, headers=headers, timeout=60)
+        assert re.fullmatch(r"engine;dur=[\d.]+, queue;dur=[\d.]+, total;dur=[\d.]+", first.headers["server-timing"])
+        answer = first.json()
         assert {one["id"] for one in answer["ranking"]} == IDS
         assert len(answer["ranking"]) == len(IDS)
         assert answer["degraded"] == []
@@ -146,14 +149,35 @@ def test_headers_do_not_steer_the_proxy_and_lost_requests_have_our_shape(url: st
         serve.delete("slow")
 
 
-def test_the_config_names_a_builder_and_settings_that_exist() -> None:
-    import serve.app
+@pytest.mark.ray
+def test_what_is_too_late_or_left_by_its_client_is_not_computed(url: str, tmp_path: Path) -> None:
+    from ray import serve
 
-    config = yaml.safe_load((Path(serve.app.__file__).parent / "config.yaml").read_text())
-    application = config["applications"][0]
-    settings = ServeSettings.model_validate(application["args"])
-    module, _, function = application["import_path"].partition(":")
-    assert (module, function) == ("serve.app", "build")
-    assert callable(serve.app.build)
-    assert config["http_options"]["host"] == "127.0.0.1"
-    assert config["http_options"]["request_timeout_s"] > settings.request_timeout_s
+    from serve.app import router_deployment
+
+    computed = tmp_path / "computed"
+    task = serve.deployment(Batched, name="listwise", ray_actor_options={"num_cpus": 0.1}).bind(str(computed), 2.0)
+    settings = ServeSettings(run="toy", request_timeout_s=20)
+    application = router_deployment(settings, served(tasks=("listwise",)), {"listwise": task})
+    serve.run(application, name="expires", route_prefix="/expires")
+
+    def ask(number: int, timeout: float = 60, **changes: int) -> httpx.Response:
+        body = {**BODY, "candidates": BODY["candidates"][:number], **changes}
+        return httpx.post(f"{url}/expires/v1/rank", json=body, timeout=timeout)
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(ask, 2)
+            time.sleep(0.5)
+            late, gone, last = (
+                pool.submit(ask, 3, deadline_ms=500),
+                pool.submit(ask, 4, timeout=0.5),
+                pool.submit(ask, 5),
+            )
+            assert late.result().json()["degraded"] == ["listwise"]
+            with pytest.raises(httpx.ReadTimeout):
+                gone.result()
+            assert [one.result().json()["degraded"] for one in (first, last)] == [[], []]
+        assert computed.read_text().split() == ["2", "5"]
+    finally:
+        serve.delete("expires")

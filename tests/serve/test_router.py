@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from ray.serve.exceptions import BackPressureError
 from recranker.errors import SettingsError
 from recranker.tasks.protocol import Prompt
 from serve import router
+from serve.cost import Cost
 from serve.errors import BusyError, LateError, RefusedError
-from serve.messages import RankRequest, RankResponse, Readiness
+from serve.messages import Plan, RankRequest, RankResponse, Readiness
 from serve.router import TOKEN_VARIABLE, Router, read_token
+from serve.scored import Scored
 from serve.settings import ServeSettings
 from tests.serve.fakes import Evenly
 from tests.serve.test_ranking import request, served
@@ -24,19 +27,29 @@ from tests.serve.test_ranking import request, served
 class Handle:
     """A deployment handle whose calls go through ``faults`` before they are answered."""
 
-    def __init__(self, *faults: Exception | float) -> None:
+    def __init__(self, *faults: Exception | float | None, cost: Cost | None = None) -> None:
         self.faults = list(faults)
+        self.cost = cost
         self.calls = 0
+        self.taken_back = 0
+        self.asked: list[Prompt] = []
         self.score = self
 
-    async def remote(self, prompt: Prompt) -> Any:
+    def remote(self, prompt: Prompt) -> "asyncio.Task[Scored]":
         self.calls += 1
+        self.asked.append(prompt)
+        return asyncio.create_task(self._answer(prompt))
+
+    async def _answer(self, prompt: Prompt) -> Scored:
         fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, Exception):
             raise fault
-        if fault is not None:
-            await asyncio.sleep(fault)
-        return await Evenly().score(prompt)
+        try:
+            await asyncio.sleep(fault or 0.0)
+        except asyncio.CancelledError:
+            self.taken_back += 1
+            raise
+        return replace(await Evenly().score(prompt), cost=self.cost)
 
 
 def rank(sent: RankRequest, limits: ServeSettings | None = None, **handles: Handle) -> RankResponse:
@@ -147,6 +160,113 @@ def test_ready_is_when_every_task_has_a_running_replica(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(router, "running_replicas", away)
     assert asyncio.run(asked.readiness()) == found
+
+
+SLOW = Cost(10.0, 0.0, 1.0)
+"""Every prompt takes ten seconds, as the replica says."""
+
+
+def known(**handles: Handle) -> Router:
+    """A router that has heard what its tasks cost."""
+    asked = Router(ServeSettings(run="toy"), served(), {**handles})  # type: ignore[arg-type]
+    asyncio.run(asked.rank(request()))
+    return asked
+
+
+def within(asked: Router, seconds: float, **sent: Any) -> RankResponse:
+    return asyncio.run(asked.rank(request(**sent), time.monotonic() + seconds))
+
+
+def test_tasks_that_would_come_too_late_are_not_asked_and_named() -> None:
+    handles = {"pointwise": Handle(cost=Cost(0.1, 0.0, 1.0)), "pairwise": Handle(), "listwise": Handle(cost=SLOW)}
+    asked = known(**handles)
+    response = within(asked, 5.0)
+    assert (response.degraded, response.order) == (("listwise",), "fused")
+    assert response.plan == Plan(left_out={"listwise": "deadline"})
+    assert [one.calls for one in handles.values()] == [2, 2, 1]
+    assert counted(asked, "requests_total", task="listwise", outcome="left_out") == 1.0
+    assert counted(asked, "degraded_total", missing="listwise") == 1.0
+    assert within(asked, 100.0).plan is None
+    # three requests with 100 tokens of each task that answered
+    assert counted(asked, "prompt_tokens_sum") == 300 + 200 + 300
+
+
+def test_a_deadline_too_short_for_an_idle_service_leaves_the_retrievers_order() -> None:
+    asked = known(**{task: Handle(cost=SLOW) for task in ("pointwise", "pairwise", "listwise")})
+    response = within(asked, 5.0)
+    assert (response.order, response.degraded) == ("backbone", ("pointwise", "pairwise", "listwise"))
+    assert response.plan == Plan(left_out=dict.fromkeys(response.degraded, "deadline"))
+
+
+def test_fewer_pairs_are_asked_where_there_is_time_for_some() -> None:
+    a_byte = Cost(0.0, 0.01, 1.0)
+    handle = Handle(cost=a_byte)
+    asked = Router(ServeSettings(run="toy"), served(), {"pairwise": handle})  # type: ignore[dict-item]
+    asyncio.run(asked.rank(request(8, tasks=["pairwise"])))
+    whole = handle.asked[0]
+    one_less = sum(len(one.text) for one in whole.questions[2:]) + len(whole.prefix)
+    response = within(asked, 1.1 * 0.01 * (one_less + 50), num=8, tasks=["pairwise"])
+    assert response.plan == Plan(pairs_asked=3, pairs_wanted=4)
+    assert len(handle.asked[1].questions) == 6
+    assert (response.order, response.degraded) == ("fused", ())
+
+
+def test_a_full_service_sheds_at_the_door_and_says_when_it_will_have_room() -> None:
+    async def overload(asked: Router) -> float:
+        ends = time.monotonic() + 80.0
+        first = [asyncio.create_task(asked.rank(request(tasks=["listwise"]), ends)) for _ in range(7)]
+        await asyncio.sleep(0.0)
+        with pytest.raises(BusyError) as caught:
+            await asked.rank(request(tasks=["listwise"]), ends)
+        await asyncio.gather(*first)
+        assert (await asked.rank(request(tasks=["listwise"]), ends)).plan is None
+        return caught.value.retry_after_s
+
+    handle = Handle(None, *[0.5] * 7, cost=SLOW)
+    handles = {"pointwise": Handle(), "pairwise": Handle(), "listwise": handle}
+    assert asyncio.run(overload(known(**handles))) == pytest.approx(70.0, abs=0.5)
+    assert handle.calls == 9
+
+
+def test_what_nobody_waits_for_any_longer_is_taken_back() -> None:
+    slow = Handle(30.0, 30.0)
+    asked = Router(ServeSettings(run="toy"), served(), {"listwise": slow})  # type: ignore[dict-item]
+    assert within(asked, 0.1, tasks=["listwise"]).degraded == ("listwise",)
+    assert slow.taken_back == 1
+
+    async def leave() -> None:
+        call = asyncio.create_task(asked.rank(request(tasks=["listwise"])))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert slow.taken_back == 2
+
+
+def test_explanations_ask_the_tasks_and_pairs_that_were_asked() -> None:
+    handles = {"pointwise": Handle(), "pairwise": Handle(), "listwise": Handle(cost=SLOW)}
+    history = [{"title": "Alien", "rating": 5}, {"title": "Grease", "rating": 1}]
+    response = within(known(**handles), 5.0, history=history, explain=True)
+    assert response.influences is not None
+    assert [one.history for one in response.influences] == [1, 0]
+    assert [one.calls for one in handles.values()] == [4, 4, 1]
+
+
+def test_replicas_are_counted_again_where_their_number_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(router, "running_replicas", lambda: looks.append(1) or {"pointwise": 3, "listwise": 2})
+    settings = ServeSettings(run="toy", max_replicas=4, per_task={"listwise": {"replicas": 1}})  # type: ignore[dict-item]
+
+    async def counts() -> list[int]:
+        asked = Router(settings, served(), {"pointwise": Handle(), "listwise": Handle()})  # type: ignore[dict-item]
+        for _ in range(2):
+            await asked.rank(request(tasks=["pointwise", "listwise"]))
+            await asyncio.sleep(0.1)
+        return [asked._replicas(task) for task in asked.tasks]
+
+    assert asyncio.run(counts()) == [3, 1]
+    assert looks == [1]
 
 
 def test_only_when_all_tasks_are_full_the_service_is_busy() -> None:
