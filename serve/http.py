@@ -42,7 +42,14 @@ class Service(Protocol):
 def make_api(service: Callable[[], Service]) -> FastAPI:
     """The routes over ``service()``, which is looked up at each request."""
     about = "Orders candidates with a tuned language model."
-    api = FastAPI(title="recranker", description=about, version=package_version(), responses=ERRORS)
+    api = FastAPI(
+        title="recranker",
+        description=about,
+        version=package_version(),
+        responses=ERRORS,
+        docs_url=None,  # these load their scripts from elsewhere; serve/page.py has a page of its own
+        redoc_url=None,
+    )
     api.add_middleware(Gate, service=service)
     for routes in (
         _ranking_routes(service),
