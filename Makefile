@@ -57,4 +57,4 @@ cluster-stop:  ## End that cluster
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash cluster/local.sh stop
 
 clean:  ## Remove what was built here; results stay in RECRANKER_HOME
-	rm -rf .venv .venv-benchmark build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-benchmark build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -9,7 +9,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serve.batch import rank_batch
-from serve.errors import BusyError, LateError, RefusedError, UnavailableError, complaints, problem, problem_of
+from serve.errors import (
+    MAX_COMPLAINTS,
+    BusyError,
+    LateError,
+    RefusedError,
+    UnavailableError,
+    complaints,
+    problem,
+    problem_of,
+)
 from serve.gate import ARRIVED, Gate, ProblemError, deadline_of
 from serve.inference_protocol import protocol_routes
 from serve.messages import BatchRequest, BatchResponse, ErrorMessage, RankRequest, RankResponse, Readiness
@@ -42,7 +51,14 @@ class Service(Protocol):
 def make_api(service: Callable[[], Service]) -> FastAPI:
     """The routes over ``service()``, which is looked up at each request."""
     about = "Orders candidates with a tuned language model."
-    api = FastAPI(title="recranker", description=about, version=package_version(), responses=ERRORS)
+    api = FastAPI(
+        title="recranker",
+        description=about,
+        version=package_version(),
+        responses=ERRORS,
+        docs_url=None,  # these load their scripts from elsewhere; serve/page.py has a page of its own
+        redoc_url=None,
+    )
     api.add_middleware(Gate, service=service)
     for routes in (
         _ranking_routes(service),
@@ -79,7 +95,7 @@ def _rerank_routes(service: Callable[[], Service]) -> APIRouter:
     async def rerank(request: RerankRequest, http: Request) -> RerankResponse:
         """Order documents; the query is what the user liked, one title per line."""
         found, deadline = service(), deadline_of(http, service().settings, None)
-        answer = await found.rank(as_rank_request(request), deadline)
+        answer = await found.rank(as_rank_request(request, found.settings), deadline)
         request_id, version = http.headers.get("x-request-id"), PATHS[http.scope["route"].path]
         return as_rerank_response(answer, request, found.run, request_id=request_id, version=version)
 
@@ -138,4 +154,4 @@ def _body_complaint(errors: Sequence[dict[str, Any]]) -> str:
         return "the body is not valid JSON"
     if tuple(first["loc"]) == ("body",) and first["type"] not in ("value_error", "extra_forbidden"):
         return "the body must be a JSON object, sent with Content-Type: application/json"
-    return complaints([{**one, "loc": one["loc"][1:]} for one in errors])
+    return complaints([{**one, "loc": one["loc"][1:]} for one in errors[:MAX_COMPLAINTS]])

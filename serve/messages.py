@@ -6,7 +6,7 @@ of the published catalogue.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
 from recranker.tasks.settings import TaskName
 
@@ -19,6 +19,16 @@ def _is_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
+
+
+class _FirstFault(FailFast):
+    """Pydantic's own is not hashable, so that it cannot stand in a union."""
+
+    __hash__ = object.__hash__
+
+
+Many = _FirstFault()
+"""Of a list that clients send: the first entry that is wrong speaks for all, as a body can hold half a million."""
 
 ErrorCode = Literal[
     "unauthorized",
@@ -109,12 +119,12 @@ class RankRequest(Message):
 
     user_id: Text | None = Field(default=None, min_length=1, max_length=200)
     """A user whose history is published, in place of a history; of an unknown one nothing is known."""
-    history: tuple[HistoryEntry, ...] = ()
+    history: Annotated[tuple[HistoryEntry, ...], Many] = ()
     """What the user rated or liked, oldest first."""
-    candidates: tuple[Candidate, ...] = Field(default=(), min_length=1)
+    candidates: Annotated[tuple[Candidate, ...], Many] = Field(default=(), min_length=1)
     """The items to rank; best first by the retriever, unless backbone scores say what its order is. Left out beside a
     user_id: those the retriever offered this user, or the most popular items."""
-    tasks: tuple[TaskName, ...] | None = Field(default=None, min_length=1)
+    tasks: Annotated[tuple[TaskName, ...], Many] | None = Field(default=None, min_length=1)
     """The tasks to ask; all that are served where it is missing."""
     weights: Weights | None = None
     """Replaces the weights learned in the run; signals left out get 0."""

@@ -1,11 +1,10 @@
-"""The page at ``/``: files without any data of users, and the demo users it asks for."""
+"""The pages at ``/`` and ``/docs``: files without any data of users, and the demo users the first asks for."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Protocol
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
 
 from serve.messages import DemoUsers, ErrorMessage
 from serve.users import Users
@@ -26,14 +25,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+PAGES = {"/": "index.html", "/docs": "docs.html"}
+"""File of each page; FastAPI's own pages load their scripts from elsewhere."""
 ASSETS = {
+    "/static/docs.css": "text/css",
+    "/static/docs.js": "text/javascript",
     "/static/page.css": "text/css",
     "/static/page.js": "text/javascript",
     "/static/icon.svg": "image/svg+xml",
 }
-"""Path of each file the page loads, and its kind."""
-PAGE_PATHS = frozenset(("/", *ASSETS))
-"""Answered without a token, as a browser sends none before the page can ask for one; the same for everybody."""
+"""Path of each file the pages load, and its kind."""
+PAGE_PATHS = frozenset((*PAGES, *ASSETS))
+"""Answered without a token, as a browser sends none before a page can ask for one; the same for everybody."""
 
 
 class HasUsers(Protocol):
@@ -43,12 +46,8 @@ class HasUsers(Protocol):
 
 
 def page_routes(service: Callable[[], HasUsers]) -> APIRouter:
-    """The page, its files and its demo users."""
+    """The pages, their files and the demo users."""
     routes = APIRouter()
-
-    @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> Response:
-        return _file("index.html", "text/html")
 
     @routes.get("/v1/demo-users", responses={401: {"model": ErrorMessage}})
     async def demo_users(response: Response) -> DemoUsers:
@@ -57,18 +56,16 @@ def page_routes(service: Callable[[], HasUsers]) -> APIRouter:
         users = service().users
         return DemoUsers(users=users.demo_users if users else ())
 
-    for path, kind in ASSETS.items():
-        routes.add_api_route(path, _sends(path.removeprefix("/static/"), kind), include_in_schema=False)
+    own = {path: (name, "text/html") for path, name in PAGES.items()}
+    own |= {path: (path.removeprefix("/static/"), kind) for path, kind in ASSETS.items()}
+    for path, (name, kind) in own.items():
+        routes.add_api_route(path, _sends(name, kind), include_in_schema=False)
     return routes
 
 
 def _sends(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
-    async def asset() -> Response:
-        return _file(name, kind)
+    async def send() -> Response:
+        text = files("serve").joinpath("static", name).read_bytes()
+        return Response(text, media_type=kind, headers=HEADERS)
 
-    return asset
-
-
-def _file(name: str, kind: str) -> Response:
-    text = files("serve").joinpath("static", name).read_bytes()
-    return Response(text, media_type=kind, headers=HEADERS)
+    return send

@@ -112,8 +112,7 @@ def respond(
 
 
 def _check(request: RankRequest, run: ServedRun, limits: ServeSettings) -> None:
-    _at_most("max_candidates", limits.max_candidates, len(request.candidates), "candidates may be sent")
-    _at_most("max_history", limits.max_history, len(request.history), "history entries may be sent")
+    check_counts(len(request.candidates), len(request.history), limits)
     unserved = [task for task in request.tasks or () if task not in run.tasks]
     if unserved:
         message = f"tasks not served: {', '.join(unserved)}; served are {', '.join(run.tasks)}"
@@ -124,6 +123,16 @@ def _check(request: RankRequest, run: ServedRun, limits: ServeSettings) -> None:
     lowest, highest = run.scale.lowest, run.scale.highest
     if not all(lowest <= rating <= highest for rating in ratings if rating is not None):
         raise RefusedError(f"ratings must lie between {lowest:g} and {highest:g}, the scale of the data")
+
+
+def check_counts(candidates: int, entries: int, limits: ServeSettings) -> None:
+    """Refuse more candidates or entries of a history than may be sent.
+
+    Raises:
+        RefusedError: Naming the limit.
+    """
+    _at_most("max_candidates", limits.max_candidates, candidates, "candidates may be sent")
+    _at_most("max_history", limits.max_history, entries, "history entries may be sent")
 
 
 def _at_most(setting: str, limit: int, sent: int, of_what: str) -> None:

@@ -6,13 +6,15 @@ best first by whatever found them. Keys of those clients that mean nothing here 
 """
 
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from scipy.special import expit
 
 from recranker.data.titles import clean_title
-from serve.messages import Candidate, HistoryEntry, Message, RankedItem, RankRequest, RankResponse, Text
+from serve.messages import Candidate, HistoryEntry, Many, Message, RankedItem, RankRequest, RankResponse, Text
+from serve.ranking import check_counts
+from serve.settings import ServeSettings
 from serve.source import ServedRun
 
 PATHS = {"/rerank": "1", "/v1/rerank": "1", "/v2/rerank": "2"}
@@ -35,7 +37,7 @@ class RerankRequest(Message):
 
     query: Text
     """Titles the user liked, one per line, oldest first; blank where nothing is known."""
-    documents: tuple[Text | Document, ...] = Field(min_length=1)
+    documents: Annotated[tuple[Text | Document, ...], Many] = Field(min_length=1)
     """Titles of the candidates, best first by the retriever."""
     top_n: int | None = Field(default=None, ge=1)
     """How many to answer with; all where it is missing."""
@@ -92,11 +94,17 @@ class RerankResponse(Message):
     """About the answer."""
 
 
-def as_rank_request(request: RerankRequest) -> RankRequest:
-    """The same question in the words of ``/v1/rank``; candidates have their places as ids."""
-    liked = (line.strip() for line in request.query.split("\n"))
+def as_rank_request(request: RerankRequest, limits: ServeSettings) -> RankRequest:
+    """The same question in the words of ``/v1/rank``; candidates have their places as ids.
+
+    Raises:
+        RefusedError: If there are more of something than may be sent; before anything is made of it, as a body can
+            hold a million lines.
+    """
+    liked = [title for line in request.query.split("\n") if (title := line.strip())]
+    check_counts(len(request.documents), len(liked), limits)
     return RankRequest(
-        history=tuple(HistoryEntry(title=title, liked=True) for title in liked if title),
+        history=tuple(HistoryEntry(title=title, liked=True) for title in liked),
         candidates=tuple(Candidate(title=_text(one)) for one in request.documents),
     )
 

@@ -81,7 +81,6 @@ async function start() {
     return;
   }
   $("token-form").hidden = true;
-  $("docs").hidden = Boolean(state.token);  // a link sends no token
   $("user").replaceChildren(...state.users.map((user, place) => {
     return make("option", { value: String(place) }, `User ${user.user_id}`);
   }));

@@ -102,7 +102,7 @@ def test_only_where_nothing_could_be_answered_in_time_the_answer_is_504() -> Non
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/nope"])
+@pytest.mark.parametrize("path", ["/readyz", "/metrics", "/redoc", "/openapi.json", "/v2", "/v2/health/live", "/nope"])
 def test_every_route_but_healthz_needs_the_token(path: str) -> None:
     assert send(FakeService("right"), "GET", "/healthz").json() == {"status": "ok"}
     assert send(FakeService("right"), "GET", path).status_code == 401

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.sources import ROOT
 from serve.http import make_api
-from serve.page import ASSETS, POLICY
+from serve.page import ASSETS, PAGES, POLICY
 from serve.router import Router
 from serve.settings import ServeSettings
 from tests.serve.fake_service import FakeService, send
@@ -37,19 +37,30 @@ class Links(HTMLParser):
             self.refused.append(tag)
 
 
-def test_the_page_loads_only_files_of_its_own_and_keeps_to_its_policy() -> None:
-    found = Links()
-    found.feed((STATIC / "index.html").read_text())
-    assert {f"/{path}" for path in found.loaded} == {*ASSETS, "/docs"}
-    assert found.refused == []
-    assert {path.name for path in STATIC.iterdir()} == {"index.html", *(Path(path).name for path in ASSETS)}
-    for name in ("page.css", "page.js"):
-        text = (STATIC / name).read_text()
-        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), "an address elsewhere"
+def test_the_pages_load_only_files_of_their_own_and_keep_to_their_policy() -> None:
+    loaded = set()
+    for name in PAGES.values():
+        found = Links()
+        found.feed((STATIC / name).read_text())
+        assert found.refused == []
+        loaded |= {f"/{path.removeprefix('./')}" for path in found.loaded}
+    assert loaded == {*ASSETS, *PAGES}
+    assert {path.name for path in STATIC.iterdir()} == {*PAGES.values(), *(Path(path).name for path in ASSETS)}
+    for one in STATIC.iterdir():
+        text = one.read_text()
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), f"{one}: elsewhere"
         assert not [word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write") if word in text]
 
 
-@pytest.mark.parametrize("path", ["/", *ASSETS])
+def test_the_frameworks_own_pages_which_load_scripts_from_elsewhere_are_off() -> None:
+    assert send(FakeService(), "GET", "/redoc").status_code == 404
+    assert send(FakeService(), "GET", "/docs/oauth2-redirect").status_code == 404
+    docs = send(FakeService(), "GET", "/docs")
+    assert docs.content == (STATIC / "docs.html").read_bytes()
+    assert docs.headers["Content-Security-Policy"] == POLICY
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ASSETS])
 def test_the_pages_files_need_no_token_and_are_the_same_for_everybody(path: str) -> None:
     answers = [send(service, "GET", path) for service in (FakeService("right"), FakeService())]
     assert [one.status_code for one in answers] == [200, 200]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from serve.errors import BusyError
+from serve.http import make_api
 from serve.router import Router
 from serve.settings import ServeSettings
-from tests.serve.fake_service import served_on_loopback
+from tests.serve.fake_service import FakeService, served_on_loopback
 from tests.serve.opinions import opinionated
 from tests.serve.published import published
 from tests.serve.test_ranking import served
@@ -246,3 +247,26 @@ def test_nothing_runs_over_the_edge(opened: Any, tmp_path: Path, width: int, sch
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     paper = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(20, 22, 26)") == (scheme == "dark")
+
+
+def test_the_docs_list_every_route_and_field_from_the_services_own_words(opened: Any) -> None:
+    service = FakeService("right")
+    visit = opened(service)
+    visit.page.goto(f"{visit.url}docs")
+    visit.page.fill("#token", "wrong")
+    visit.page.press("#token", "Enter")
+    visit.page.wait_for_selector("text=does not accept this token")
+    visit.page.fill("#token", "right")
+    visit.page.press("#token", "Enter")
+    visit.page.wait_for_selector("#routes article")
+    described = make_api(lambda: service).openapi()
+    routes = {f"{method.upper()} {path}" for path, methods in described["paths"].items() for method in methods}
+    assert set(visit.page.locator("#routes h2").all_inner_texts()) == routes
+    schemas = described["components"]["schemas"]
+    assert visit.page.locator("#schemas h2").all_inner_texts() == list(schemas)
+    fields = [field for schema in schemas.values() for field in schema.get("properties", {})]
+    assert visit.page.locator("#schemas td:first-child").all_inner_texts() == fields
+    limits = visit.page.locator("#RankRequest tr", has_text="user_id").first.inner_text()
+    assert "string, at least 1, at most 200 or null" in limits
+    assert visit.asked_outside() == []
+    assert [one for one in visit.complaints if "401" not in one] == []

@@ -8,7 +8,7 @@ import pytest
 from serve.messages import RankResponse
 from serve.rerank import RerankRequest, as_rank_request, as_rerank_response
 from tests.serve.fake_service import MODEL, FakeService, reversed_ranking, send, served_on_loopback
-from tests.serve.test_ranking import served
+from tests.serve.test_ranking import LIMITS, served
 
 SECRET = "k4nary"
 ASKED = {
@@ -51,7 +51,7 @@ def test_documents_come_back_as_places_with_scores(path: str, extra: dict[str, A
 
 def test_a_blank_query_is_a_user_of_whom_nothing_is_known() -> None:
     for query in ("", " \n\t"):
-        assert as_rank_request(RerankRequest(query=query, documents=("A",))).history == ()
+        assert as_rank_request(RerankRequest(query=query, documents=("A",)), LIMITS).history == ()
 
 
 def test_top_n_and_documents_are_for_the_client_to_choose() -> None:
@@ -82,7 +82,9 @@ def test_what_is_no_rerank_request_is_refused(case: str) -> None:
 
 def test_what_the_scores_lack_is_said_and_they_fall_all_the_same() -> None:
     asked = RerankRequest(query="", documents=("A", "B", "C"))
-    ranking = tuple(one.model_copy(update={"probability": None}) for one in reversed_ranking(as_rank_request(asked)))
+    ranking = tuple(
+        one.model_copy(update={"probability": None}) for one in reversed_ranking(as_rank_request(asked, LIMITS))
+    )
     answer = RankResponse(ranking=ranking, model=MODEL, degraded=("pairwise",), order="backbone")
     response = as_rerank_response(answer, asked, served(), request_id=None, version="2")
     scores = [one.relevance_score for one in response.results]
