@@ -147,6 +147,7 @@ def figures(served: Served, engine: Speed | None, tree: Speed | None, generated:
         "engine_requests_per_cpu_s": engine.requests_per_cpu_s if engine else None,
         "engine_one_tree_requests_per_s": tree.requests_per_s if tree else None,
         "throughput_share": rate / engine.requests_per_s if engine else None,
+        "throughput_share_of_cpu_s": per_cpu_s / engine.requests_per_cpu_s if engine else None,
         "throughput_share_one_tree": rate / tree.requests_per_s if tree else None,
         "generate_app_requests_per_cpu_s": generated,
         "speedup_over_generate_app": per_cpu_s / generated if generated else None,

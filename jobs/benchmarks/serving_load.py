@@ -22,8 +22,9 @@ NORMAL_TIMES = 2.0
 """A lone request that takes no longer than so many times the usual is answered as if nothing had been."""
 RECOVERY_S = 60.0
 """Seconds after overload within which that must be seen."""
-SAMPLES = 100
-"""Looks at memory during a soak."""
+LOOK_EVERY_S = 10.0
+"""Seconds between two looks at memory during a soak, which take a part of a second themselves."""
+FEWEST_LOOKS = 5
 
 Row = dict[str, Any]
 
@@ -92,9 +93,10 @@ class Trial:
         """Half of what it can answer, for long."""
         seconds, rate = 60 * self.settings.soak_minutes, can_answer / 2
         samples: list[int] = []
+        looks = max(FEWEST_LOOKS, round(seconds / LOOK_EVERY_S))
         with sending(replace(self.load, rate=rate)) as under_way:
-            for _ in range(SAMPLES):
-                wait(seconds / SAMPLES, under_way)
+            for _ in range(looks):
+                wait(seconds / looks, under_way)
                 samples.append(memory_bytes(tree_of(self.service.pid)))
             sent = under_way.stop()
         figures = {"minutes": self.settings.soak_minutes, **memory_figures(*warm_and_last(samples))}

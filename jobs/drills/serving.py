@@ -12,7 +12,7 @@ from jobs.drills.results import Drilled, Row, row, totals
 from jobs.drills.settings import ServingDrill
 from jobs.load.bodies import bodies
 from jobs.load.capacity import capacity
-from jobs.load.hosting import hosted, ranking_service
+from jobs.load.hosting import Service, hosted, ranking_service
 from jobs.load.plan import Load, Way
 from jobs.load.sending import sending, wait
 from recranker.errors import RecrankerError
@@ -81,16 +81,20 @@ def run(settings: ServingDrill) -> Outcome:
             deadline_ms=settings.deadline_ms,
             seed=settings.seed,
         )
-        found = capacity(
-            replace(load, deadline_ms=None), service.pid, clients=settings.clients, seconds=settings.probe_s
-        )
-        rate = settings.load_share * found.requests_per_s
-        logger.info("it answers %.2f requests a second, %.2f are sent", found.requests_per_s, rate)
+        rate = settings.rate or settings.load_share * _can_answer(settings, service, load)
         well = watched.state()
         todo = drills(settings, list(_tasks(well)))
         with Bar("chaos", sum(len(one.victims) for one in todo)) as bar:
             done = [_drilled(one, settings, watched, well, replace(load, rate=rate), bar) for one in todo]
-    return Outcome([row(one) for one in done], {**totals(done), "requests_per_s": found.requests_per_s, "rate": rate})
+    return Outcome([row(one) for one in done], {**totals(done), "rate": rate})
+
+
+def _can_answer(settings: ServingDrill, service: Service, load: Load) -> float:
+    """Requests a second, each answered in full."""
+    patient = replace(load, deadline_ms=None)
+    found = capacity(patient, service.pid, clients=settings.clients, seconds=settings.probe_s).requests_per_s
+    logger.info("it answers %.2f requests a second", found)
+    return found
 
 
 def _tasks(well: dict[str, Any]) -> dict[str, int]:

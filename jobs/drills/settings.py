@@ -18,12 +18,15 @@ class ServingDrill(HostSettings):
     """Kills of Serve's HTTP proxy."""
     stalls: int = Field(default=1, ge=0)
     """Task replicas that are stopped (SIGSTOP) rather than killed, so that Serve must find out."""
+    rate: float | None = Field(default=None, gt=0)
+    """Requests a second that arrive by themselves during the drills; None: a share of what the service can answer.
+    While a task is down its requests wait, so rate times deadline must fit into the queues."""
+    load_share: float = Field(default=0.5, gt=0, lt=1)
+    """That share."""
     clients: int = Field(default=8, ge=1)
-    """Who each wait for an answer before they ask again, to find out how much the service can answer."""
+    """Who each wait for an answer before they ask again, to find out how much that is."""
     probe_s: float = Field(default=40.0, gt=0)
     """Seconds of that."""
-    load_share: float = Field(default=0.5, gt=0, lt=1)
-    """Share of what the service can answer that arrives by itself during the drills."""
     calm_s: float = Field(default=20.0, ge=0)
     """Seconds of load before the first kill and after the last one has been made good, of each kind."""
     pause_s: float = Field(default=2.0, ge=0)

@@ -43,6 +43,8 @@ STATUS_S = 5.0
 END_S = 30.0
 """Seconds the service may take to end by itself."""
 POLL_S = 0.1
+LAST_WORD_S = 2.0
+"""Seconds until what a process said before it ended has arrived."""
 
 
 @dataclass
@@ -183,12 +185,13 @@ def _wait(service: Service, what: Hosted, ready: str, until: float) -> None:
         print(what.line(), end="", file=service.process.stdin, flush=True)
     running = False
     while not (running and _answers(f"{service.url}{ready}")):
+        ended = service.process.poll() is not None  # before what it said is read, so that its last word is not missed
         with suppress(queue.Empty):
-            said = service.said.get(timeout=POLL_S)
+            said = service.said.get(timeout=LAST_WORD_S if ended else POLL_S)
             if "error" in said:
                 raise RecrankerError(said["error"])
             running = True
-        if service.process.poll() is not None:
+        if ended:
             raise service.failed()
         if time.monotonic() > until:
             raise RecrankerError(f"{what.import_path} is not ready in time; raise start_timeout_s")
@@ -209,6 +212,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         process.wait(END_S)
+    started += tree_of(process.pid)
     for one in started:  # psutil knows a process by its start too: a number that was given anew is another one
         with suppress(psutil.NoSuchProcess):
             one.kill()

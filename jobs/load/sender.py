@@ -1,5 +1,7 @@
 """The process that sends requests: a ``Load`` on its first line of stdin, a line of ``Sent`` per request on stdout.
 
+It says first that it is there, so that whoever measures a time does not count its start.
+
 Where its stdin ends it sends nothing more, waits for the answers it is owed, and ends.
 """
 
@@ -21,6 +23,8 @@ from jobs.load.plan import Load, Sent, arrivals, known
 from recranker.client import AsyncClient, Candidate, HistoryEntry
 from recranker.errors import ServiceError
 
+READY = "ready"
+"""First line on stdout: it is at work, nothing is sent before."""
 SOON_S = 0.05
 """Until the first request of an open loop: the loop is at work by then."""
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
@@ -157,6 +161,7 @@ async def _main() -> None:
             loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=listen, daemon=True).start()
+    print(READY, flush=True)
     await run(load, stop, lambda sent: print(json.dumps(asdict(sent)), flush=True))
 
 

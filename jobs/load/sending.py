@@ -65,7 +65,7 @@ class Sending:
 
 @contextmanager
 def sending(load: Load, on_sent: Callable[[Sent], None] = lambda one: None) -> Iterator[Sending]:
-    """``load`` sent by a process of its own, which ends with the block at the latest."""
+    """``load`` sent by a process of its own, which has begun, and ends with the block at the latest."""
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.load.sender"],
         cwd=ROOT,
@@ -74,7 +74,9 @@ def sending(load: Load, on_sent: Callable[[Sent], None] = lambda one: None) -> I
         text=True,
     )
     assert process.stdin is not None
+    assert process.stdout is not None
     print(load.line(), end="", file=process.stdin, flush=True)
+    process.stdout.readline()  # READY; nothing where it failed, which is said when its requests are asked for
     under_way = Sending(process, on_sent)
     try:
         yield under_way
