@@ -48,7 +48,9 @@ mlflow: setup  ## The page that compares runs, on loopback
 
 serve: setup  ## Rank over HTTP with the quickstart's model, on loopback
 	$(BIN)/python -m jobs.publish $(CONFIG)
-	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares $(BIN)/serve run serve/config.yaml
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares \
+	RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=1 RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S=2 \
+	$(BIN)/serve run serve/config.yaml
 
 cluster: setup  ## A one-machine Ray cluster on loopback, for job submission
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash cluster/local.sh start

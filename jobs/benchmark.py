@@ -3,6 +3,7 @@
 python -m jobs.benchmark ranking --users 8 --candidates 10 50 200 --json FILE
 python -m jobs.benchmark instructions --users 100000 1000000 --json FILE
 python -m jobs.benchmark tuning zero=false --json FILE
+python -m jobs.benchmark serving soak_minutes=30 --json FILE              (first, once: make quickstart, jobs.publish)
 python -m jobs.benchmark backbones epochs=100 'threads=[1, 2]' --json FILE   (first, once: make benchmark-env)
 """
 
@@ -13,13 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmarks import backbones, instructions, ranking, tuning
+from jobs.benchmarks import backbones, instructions, ranking, serving, tuning
 from jobs.benchmarks.results import top_k_table, training_table
-from jobs.benchmarks.settings import BackbonesBenchmark, InstructionsBenchmark, RankingBenchmark, TuningBenchmark
+from jobs.benchmarks.settings import (
+    BackbonesBenchmark,
+    InstructionsBenchmark,
+    RankingBenchmark,
+    ServingBenchmark,
+    TuningBenchmark,
+)
+from jobs.measured import add_arguments, parse, settings_of
 from jobs.output import console, write_json
 from jobs.sources import ROOT
 from jobs.stage import flattened, guarded
-from recranker.settings import Settings, load_settings
+from recranker.settings import Settings
 
 TABLE_WIDTH = 150
 """Characters, where the output is no terminal that has a width of its own."""
@@ -45,25 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True, help=", ".join(BENCHMARKS))
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
-        _add_arguments(command, config_of(name))
+        add_arguments(command, config_of(name))
     ranked = commands.choices["ranking"]
     ranked.add_argument("--users", type=int, metavar="N", help="users with a full history that are ranked")
     grown = commands.choices["instructions"]
     grown.add_argument("--users", type=int, nargs="+", metavar="N", help="how many users, a round for each")
     ranked.add_argument("--candidates", type=int, nargs="+", metavar="N", help="lengths of the lists")
-    parsed, further = parser.parse_known_args(arguments)
-    parsed.arguments += [one for one in further if not one.startswith("-")]  # settings that stand behind an option
-    if unknown := [one for one in further if one.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed = parse(parser, None if arguments is None else list(arguments))
     return guarded(lambda: _main(parsed))
-
-
-def _add_arguments(command: argparse.ArgumentParser, config: Path) -> None:
-    command.add_argument(
-        "arguments", nargs="*", metavar="CONFIG or field=value", help=f"TOML file, otherwise {config}; then settings"
-    )
-    command.add_argument("--dry-run", action="store_true", help="print the resolved settings, then stop")
-    command.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
 
 
 def config_of(name: str) -> Path:
@@ -73,10 +70,7 @@ def config_of(name: str) -> Path:
 
 def _main(parsed: argparse.Namespace) -> None:
     benchmark = BENCHMARKS[parsed.what]
-    overrides = [one for one in parsed.arguments if "=" in one]
-    overrides += [f"{name}={value}" for name, value in _options(parsed).items() if value is not None]
-    config = next((one for one in parsed.arguments if "=" not in one), str(config_of(parsed.what)))
-    settings = load_settings(benchmark.settings, config, overrides)
+    settings = settings_of(benchmark.settings, parsed, config_of(parsed.what), _options(parsed))
     if parsed.dry_run:
         print(settings.model_dump_json(indent=2))
         return
@@ -132,6 +126,15 @@ def show_tuning(outcome: tuning.Outcome, settings: TuningBenchmark) -> None:
         shown.print(f"{name} {value:.4g}")
 
 
+def show_serving(outcome: serving.Outcome, settings: ServingBenchmark) -> None:
+    """Print the table and what the service is judged by."""
+    shown = console(TABLE_WIDTH)
+    shown.print(serving.table(outcome.rows))
+    for name, value in flattened(outcome.figures).items():
+        if value is not None:
+            shown.print(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+
+
 BENCHMARKS = {
     "ranking": Benchmark(
         "the ranking engine beside full prompts and generated text, on real users with a real model",
@@ -150,6 +153,12 @@ BENCHMARKS = {
         InstructionsBenchmark,
         instructions.measure,
         show_instructions,
+    ),
+    "serving": Benchmark(
+        "the service under load, beside the engine alone and a service that generates text",
+        ServingBenchmark,
+        serving.measure,
+        show_serving,
     ),
     "backbones": Benchmark(
         "LightGCN and MF beside RecBole's and implicit's (make benchmark-env installs those)",

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from jobs.load.settings import HostSettings
 from jobs.settings import JobSettings, RaySettings, StoreSettings
 from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
@@ -166,3 +167,36 @@ class InstructionsBenchmark(Settings):
     """Users with a validation and a test list, each of which becomes a prompt too."""
     seed: int = 0
     """Of everything made up."""
+
+
+class ServingBenchmark(HostSettings):
+    """The service under load, against the engine in one process and against a service that generates text."""
+
+    cores: int | None = Field(default=None, ge=1)
+    """Processes of one thread that show what the engine alone can do; None: as many as this process may use CPUs."""
+    lone_requests: int = Field(default=30, ge=1)
+    """Requests sent one at a time, after a few to warm up."""
+    clients: int = Field(default=12, ge=1)
+    """Who each wait for an answer before they ask again, to find out how much the service can answer."""
+    saturation_s: float = Field(default=60.0, gt=0)
+    """Seconds of that, and of the engine alone; a quarter of them before counting begins."""
+    engine_batch: int = Field(default=4, ge=1)
+    """Requests the engine alone is given at a time."""
+    steady_shares: tuple[float, ...] = (0.5, 0.9)
+    """Shares of what the service can answer at which requests arrive by themselves."""
+    steady_s: float = Field(default=60.0, gt=0)
+    """Seconds of each of these."""
+    overload_times: float = Field(default=5.0, gt=1)
+    """As many times what the service can answer arrive under overload."""
+    overload_s: float = Field(default=120.0, ge=0)
+    """Seconds of overload; 0: none."""
+    deadline_times: float = Field(default=4.0, gt=0)
+    """Deadline of a request under overload, as a multiple of the median time of a lone request."""
+    grace_ms: float = Field(default=250.0, ge=0)
+    """By which an answer may come after its deadline and still counts as kept: the way to the client and back."""
+    generated_requests: int = Field(default=3, ge=0)
+    """Requests that the service that generates text is given; 0: none, and it is not started."""
+    generated_tokens: int = Field(default=2, ge=1)
+    """Tokens it generates for each question: a word and the end of the turn."""
+    soak_minutes: float = Field(default=0.0, ge=0)
+    """Minutes of half of what the service can answer, while its memory is watched; 0: none."""

@@ -90,15 +90,16 @@ def measure_generation(
         for branch in tree.branches:
             ids = torch.tensor([tree.prefix_ids + branch.token_ids])
             wanted = length if branch.task == "listwise" else GENERATED
-            _generate(lm, ids, wanted)
+            generate(lm, ids, wanted)
             computed += ids.shape[1] + wanted
         tokens.append(computed)
 
     return _measured(lm, settings, prompts, answer, tokens, None)
 
 
-def _generate(lm: LanguageModel, ids: torch.Tensor, count: int) -> None:
-    lm.model.generate(
+def generate(lm: LanguageModel, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """``ids`` and ``count`` tokens more, the likeliest at each step."""
+    found: torch.Tensor = lm.model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
@@ -106,6 +107,7 @@ def _generate(lm: LanguageModel, ids: torch.Tensor, count: int) -> None:
         max_new_tokens=count,
         pad_token_id=lm.tokenizer.eos_token_id,
     )
+    return found
 
 
 def measure_trees(model: str, settings: LLMSettings, prompts: Sequence[Prompt], count: int, seed: int) -> float:

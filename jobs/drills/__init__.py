@@ -1,0 +1,1 @@
+"""Drills: processes of a service are lost while it is used."""
