@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI
@@ -26,8 +26,11 @@ from serve.messages import Influence, RankRequest, RankResponse, Readiness, User
 from serve.metrics import ALL, SHED, Metrics
 from serve.ranking import Asked, answers_of, ask, respond
 from serve.settings import ServeSettings
+from serve.shadow import Shadow
 from serve.source import ServedRun
-from serve.users import brings_everything, completed, open_users
+from serve.swap import Served, Swap
+from serve.users import Users, brings_everything, completed
+from serve.wanted import ModelKey
 
 logger = logging.getLogger("ray.serve")
 
@@ -56,12 +59,26 @@ class Router:
 
     def __init__(self, settings: ServeSettings, run: ServedRun, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
         self.settings = settings
-        self.run = run
         self.tasks = tasks
         self.token = read_token(settings)
-        self.users = open_users(settings, run)
         self.metrics = Metrics(run)
+        self.swap = Swap(settings, run, tasks, self.metrics)
+        self.shadow = Shadow(settings, tasks, self.metrics)
         self.seen = Readiness(ready=False, replicas=dict.fromkeys(tasks, 0), missing=tuple(tasks))
+
+    @property
+    def run(self) -> ServedRun:
+        """The run that answers now."""
+        return self.swap.served.run
+
+    @property
+    def users(self) -> Users | None:
+        """Its users."""
+        return self.swap.served.users
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve's call: serve the run that ``user_config`` names (``serve.source.Wanted``)."""
+        await self.swap.follow(user_config)
 
     async def rank(self, request: RankRequest, deadline: float | None = None) -> RankResponse:
         """The candidates of ``request``, best first; tasks that do not answer in time are named, not waited for.
@@ -90,35 +107,40 @@ class Router:
             self.metrics.finished(ALL, outcome, time.monotonic() - started)
 
     async def _rank(self, request: RankRequest, deadline: float) -> RankResponse:
-        request, user = await self._completed(request, deadline)
-        asked = ask(request, self.run, self.settings)
-        self.metrics.arrived(request, self.run.data.max_title_characters)
-        response = respond(asked, await self._answers(asked, deadline), request, self.run)
+        served = self.swap.served  # one run from here to the answer, whatever is served meanwhile
+        run = served.run
+        request, user = await self._completed(request, deadline, served)
+        asked = ask(request, run, self.settings)
+        self.metrics.arrived(request, run.data.max_title_characters)
+        response = respond(asked, await self._answers(asked, deadline), request, run)
         for task in response.degraded:
             self.metrics.degraded.labels(task).inc()
-        influences = await self._influences(asked, response, request, deadline) if request.explain else None
+        self.shadow.after(request, response, run)
+        influences = await self._influences(asked, response, request, deadline, run) if request.explain else None
         return response.model_copy(update={"user": user, "influences": influences})
 
-    async def _completed(self, request: RankRequest, deadline: float) -> tuple[RankRequest, UserState | None]:
+    async def _completed(
+        self, request: RankRequest, deadline: float, served: Served
+    ) -> tuple[RankRequest, UserState | None]:
         """``request`` with what is stored of the user and items it names; looked up beside the loop."""
         if brings_everything(request):
             return request, None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                done = await asyncio.to_thread(completed, request, self.users)
+                done = await asyncio.to_thread(completed, request, served.users)
         except TimeoutError:
             raise LateError from None  # without candidates there is not even the retriever's order
         return done.request, done.user
 
     async def _influences(
-        self, asked: Asked, response: RankResponse, request: RankRequest, deadline: float
+        self, asked: Asked, response: RankResponse, request: RankRequest, deadline: float, run: ServedRun
     ) -> tuple[Influence, ...]:
         """What the latest entries of the history change, as far as tasks have room and time to say it."""
         if response.order != "fused":
             return ()
-        parts = without_each(asked, request, self.run, self.settings)
+        parts = without_each(asked, request, run, self.settings)
         found = await asyncio.gather(*(self._answers_if_room(one, deadline) for one in parts.values()))
-        return influences(response, parts, dict(zip(parts, found, strict=True)), request, self.run)
+        return influences(response, parts, dict(zip(parts, found, strict=True)), request, run)
 
     async def _answers_if_room(self, asked: Asked, deadline: float) -> dict[TaskName, list[Answer]]:
         """What ``_answers`` says, nothing where all tasks are full."""
@@ -129,7 +151,7 @@ class Router:
 
     async def _answers(self, asked: Asked, deadline: float) -> dict[TaskName, list[Answer]]:
         """What the tasks have answered by the deadline."""
-        calls = [self._timed_answer(task, prompt, deadline) for task, prompt in asked.prompts.items()]
+        calls = [self._timed_answer(task, prompt, deadline, asked.model) for task, prompt in asked.prompts.items()]
         found = await asyncio.gather(*calls)
         if found and all(one == "busy" for one in found):
             raise BusyError
@@ -147,26 +169,28 @@ class Router:
                 running = await asyncio.to_thread(running_replicas)
         except (TimeoutError, RayError, RayServeException) as error:
             logger.warning("readiness as seen last: no word from Serve's controller, %s", type(error).__name__)
-            return self.seen
+            return self.seen.model_copy(update={"model": self.swap.state})
         replicas: dict[str, int] = {task: running.get(task, 0) for task in self.tasks}
         missing = tuple(task for task, number in replicas.items() if not number)
         self.seen = Readiness(ready=not missing, replicas=replicas, missing=missing)
-        return self.seen
+        return self.seen.model_copy(update={"model": self.swap.state})
 
-    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float) -> list[Answer] | Missing:
+    async def _timed_answer(
+        self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey
+    ) -> list[Answer] | Missing:
         started = time.monotonic()
-        found = await self._answer(task, prompt, deadline)
+        found = await self._answer(task, prompt, deadline, model)
         outcome = "answered" if isinstance(found, list) else found
         self.metrics.finished(task, outcome, time.monotonic() - started)
         return found
 
-    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float) -> list[Answer] | Missing:
+    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey) -> list[Answer] | Missing:
         """The task's answers, or why there are none."""
         attempt = 1
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    found: list[NDArray[np.float64]] = await self.tasks[task].score.remote(prompt)
+                    found: list[NDArray[np.float64]] = await self.tasks[task].score.remote(prompt, model)
                     return answers_of(prompt, found)
             except BackPressureError:
                 return "busy"

@@ -1,53 +1,69 @@
-"""One task's replica: the base model with that task's adapter, loaded once, checked before it answers."""
+"""One task's replica: models with that task's adapter, each checked before it answers."""
 
 import asyncio
-import logging
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recranker.llm.adapter import check_adapter, load_tuned
-from recranker.llm.model import merge_adapter, resolve_model
-from recranker.llm.scoring import make_scorer
-from recranker.llm.tuned import adapter_for
-from recranker.tasks.prefix import build_prefix
-from recranker.tasks.protocol import Candidate, Prompt
+from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
-from serve.ranking import questions_of
+from serve.models import Models
+from serve.settings import ServeSettings
+from serve.shadow import yield_to_others
 from serve.source import ServedRun
-
-logger = logging.getLogger("ray.serve")  # the one that Serve writes to the replica's log
-
-PROBE = (Candidate("a", "A", 1), Candidate("b", "B", 2))
+from serve.wanted import ModelKey, Prepared
 
 
 class TaskReplica:
     """Answers one task's questions.
 
     Scoring runs in a thread, so that Serve's health checks and queueing go on meanwhile, and one request at a
-    time: a second pass beside the first would only slow both down.
+    time: a second pass beside the first would only slow both down. Models are loaded by ``reconfigure``, which Serve
+    calls before a new replica gets any request, or by the first question.
     """
 
-    def __init__(self, task: TaskName, run: ServedRun, cache: str) -> None:
-        folder = adapter_for(run.adapters, task)
-        lm = load_tuned(resolve_model(run.llm.model, Path(cache)), folder, run.llm)
-        merge_adapter(lm)  # before the check, so that what is checked is what answers
-        difference = check_adapter(lm, folder, run.llm)
-        logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)
-        self.scorer = make_scorer(lm, run.llm)
-        self.probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])
+    def __init__(self, task: TaskName, run: ServedRun, settings: ServeSettings) -> None:
+        self.models = Models(task, run, settings)
         self.busy = asyncio.Lock()
+        self.idle_only = ThreadPoolExecutor(1, "shadow", yield_to_others)
 
-    async def score(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve's call: make the run ready that ``user_config`` names (``serve.source.Wanted``)."""
+        await self.models.follow(user_config)
+
+    async def prepare(self, model: ModelKey, handover: str) -> Prepared:
+        """How far this replica is with a model that is to answer soon."""
+        return self.models.prepare(model, handover)
+
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> list[NDArray[np.float64]]:
         """Per question of ``prompt``: ``(labels,)`` log-probabilities in nats.
 
+        Args:
+            prompt: What is asked.
+            model: Who is asked; None is the model that answered last.
+
         Raises:
+            RefusedRunError: If the model cannot be used.
             ModelError: If the prompt cannot be encoded, or an answer is not a number.
         """
+        scorer = (await self.models.get(model)).scorer
         async with self.busy:
-            return (await asyncio.to_thread(self.scorer.score, [prompt]))[0]
+            return (await asyncio.to_thread(scorer.score, [prompt]))[0]
+
+    async def score_if_idle(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]] | None:
+        """As ``score``, for a challenger; None where the replica is busy or does not hold the model yet.
+
+        It runs in a thread that gives way to all others, so that a request that comes meanwhile is not kept waiting.
+        """
+        found = None if self.busy.locked() else self.models.beside(model)
+        if found is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return (await loop.run_in_executor(self.idle_only, found.scorer.score, [prompt]))[0]
 
     async def check_health(self) -> None:
         """A real score of a tiny prompt; Serve replaces a replica that fails it or does not finish it."""
-        await asyncio.to_thread(self.scorer.score, [self.probe])
+        found = await self.models.health()
+        await asyncio.to_thread(found.scorer.score, [found.probe])

@@ -7,17 +7,18 @@ from numpy.typing import NDArray
 
 from recranker.randomness import generator
 from recranker.tasks.protocol import Prompt, Question
+from serve.wanted import ModelKey
 
 
 class Opinions:
-    """A handle as Serve's, for the router: ``handle.score.remote(prompt)``; tasks differ a little."""
+    """A handle as Serve's, for the router: ``handle.score.remote(prompt, model)``; tasks differ a little."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self.asked: list[Prompt] = []
         self.score = self
 
-    async def remote(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def remote(self, prompt: Prompt, model: ModelKey | None = None) -> list[NDArray[np.float64]]:
         self.asked.append(prompt)
         return [self._answer(prompt, question) for question in prompt.questions]
 

@@ -14,9 +14,10 @@ from recranker.errors import SettingsError
 from recranker.tasks.protocol import Prompt
 from serve import router
 from serve.errors import BusyError, LateError, RefusedError
-from serve.messages import RankRequest, RankResponse, Readiness
+from serve.messages import ModelState, RankRequest, RankResponse, Readiness
 from serve.router import TOKEN_VARIABLE, Router, read_token
 from serve.settings import ServeSettings
+from serve.wanted import ModelKey
 from tests.serve.fakes import Evenly
 from tests.serve.test_ranking import request, served
 
@@ -29,7 +30,7 @@ class Handle:
         self.calls = 0
         self.score = self
 
-    async def remote(self, prompt: Prompt) -> Any:
+    async def remote(self, prompt: Prompt, model: ModelKey) -> Any:
         self.calls += 1
         fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, Exception):
@@ -136,10 +137,11 @@ def test_ready_is_when_every_task_has_a_running_replica(monkeypatch: pytest.Monk
     asked = Router(ServeSettings(run="toy"), served(), {"pointwise": Handle(), "listwise": Handle()})  # type: ignore[dict-item]
     counts = {"router": 1, "pointwise": 2}
     monkeypatch.setattr(router, "running_replicas", lambda: counts)
-    found = Readiness(ready=False, replicas={"pointwise": 2, "listwise": 0}, missing=("listwise",))
+    state = ModelState(run="toy", adapter="0")
+    found = Readiness(ready=False, replicas={"pointwise": 2, "listwise": 0}, missing=("listwise",), model=state)
     assert asyncio.run(asked.readiness()) == found
     counts["listwise"] = 1
-    found = Readiness(ready=True, replicas={"pointwise": 2, "listwise": 1})
+    found = Readiness(ready=True, replicas={"pointwise": 2, "listwise": 1}, model=state)
     assert asyncio.run(asked.readiness()) == found
 
     def away() -> dict[str, int]:
