@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ("recranker", "serve")
-NEUTRAL = {"errors", "settings", "store", "progress", "tracking", "cluster"}
+NEUTRAL = {"errors", "settings", "store", "progress", "tracking", "registry", "cluster"}
 """Modules that cannot change what a stage writes; the values of settings are compared by themselves."""
 
 

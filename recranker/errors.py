@@ -40,6 +40,10 @@ class OutputError(RecrankerError):
     """A result cannot be written where it was asked for."""
 
 
+class TrackingError(RecrankerError):
+    """MLflow's registry cannot be reached, or has no such model."""
+
+
 class ServiceError(RecrankerError):
     """The ranking service refused a request, or did not answer it."""
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from recranker.errors import SettingsError, first_line
+from recranker.errors import SettingsError, TrackingError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +24,8 @@ else:
     MlflowClient = Any
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 SCHEMES = ("http", "https", "sqlite")
 MAX_PARAM_CHARACTERS = 6000
@@ -142,9 +144,7 @@ class Tracker:
     _dropped: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        scheme = self.uri.partition(":")[0].partition("+")[0]
-        if scheme not in SCHEMES:
-            raise SettingsError(f"tracking.uri must begin with one of {', '.join(SCHEMES)}, got {self.uri!r}")
+        _check_uri(self.uri)
 
     @contextmanager
     def pipeline_run(
@@ -298,6 +298,35 @@ class Tracker:
             self._experiment_id = _experiment_id(client, self.experiment, _artifact_root(self.uri))
             self._client = client
         return self._client
+
+
+def ask(uri: str, call: Callable[[MlflowClient], Answer], *, create: bool = False) -> Answer:
+    """What ``call`` finds in the store at ``uri``, now; for what cannot wait until the store is there again.
+
+    Args:
+        uri: As ``Tracker`` takes it.
+        call: Given a client; may ask for several things.
+        create: Whether a SQLite database that is missing is made.
+
+    Raises:
+        TrackingError: If the store cannot be reached, or refuses.
+        SettingsError: If ``uri`` is no store.
+    """
+    _check_uri(uri)
+    path = _sqlite_path(uri)
+    if path is not None and not path.exists() and not create:
+        raise TrackingError(f"MLflow: no database at {path}; nothing has been registered there yet")
+    errors = _errors_of_the_store()
+    try:
+        return call(_client_for(uri))
+    except errors as error:
+        raise TrackingError(f"MLflow at {uri} cannot be used, nothing was changed: {_reason(error)}") from None
+
+
+def _check_uri(uri: str) -> None:
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in SCHEMES:
+        raise SettingsError(f"tracking.uri must begin with one of {', '.join(SCHEMES)}, got {uri!r}")
 
 
 def _errors_of_the_store() -> tuple[type[Exception], ...]:

@@ -3,7 +3,6 @@
 serve run serve/config.yaml
 """
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -39,6 +38,7 @@ def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskN
         num_replicas=settings.routers,
         max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * most,
         ray_actor_options={"num_cpus": 0},  # it waits; the tasks compute
+        user_config=run.wanted.model_dump(),
         **_queue(settings),
     )
     return router.bind(settings, run, tasks)
@@ -55,9 +55,10 @@ def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> 
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         health_check_period_s=10,
         health_check_timeout_s=30,
+        user_config=run.wanted.model_dump(),
         **_queue(settings),
     )
-    return deployment.bind(task, run, str(Path(settings.home).expanduser() / "cache"), settings.max_batch_tokens)
+    return deployment.bind(task, run, settings)
 
 
 def _number(replicas: Replicas) -> dict[str, Any]:

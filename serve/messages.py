@@ -49,6 +49,12 @@ ErrorCode = Literal[
 UserState = Literal["known", "unknown", "unavailable"]
 LeftOut = Literal["queue", "deadline"]
 """Why a task was not asked: the questions before it take too long, or its answer alone takes longer than there is."""
+RefusalCode = Literal[
+    "invalid", "not_readable", "not_loaded", "golden_answers", "other_tasks", "no_users", "users", "late"
+]
+"""Why a run is not served: what was asked for makes no sense; a file of the run is missing, broken or not the one that
+was meant; the model cannot be loaded; it does not answer as the trained one did; it has other tasks; no users are
+published for it, as they are for the run that answers; they do not fit it; it was not ready in time."""
 
 
 class Message(BaseModel):
@@ -264,6 +270,30 @@ class BatchRequest(Message):
     """For all of them together; one that names a shorter one keeps it."""
 
 
+class Refusal(Message):
+    """A run that was to be served and is not."""
+
+    run: str
+    """Its name."""
+    code: RefusalCode
+    """Why."""
+    handover: str = ""
+    """Which attempt it was."""
+
+
+class ModelState(Message):
+    """Which run answers, and whether another is to take its place."""
+
+    run: str
+    """Name of the run that answers."""
+    adapter: str
+    """Fingerprint of its tuning."""
+    loading: str | None = None
+    """Name of the run that is being made ready."""
+    refused: Refusal | None = None
+    """The last run that was to be served, where it was refused."""
+
+
 class Readiness(Message):
     """Answer of ``GET /readyz``."""
 
@@ -273,6 +303,8 @@ class Readiness(Message):
     """Running replicas per task; a replica runs once its model has reproduced its golden answers."""
     missing: tuple[str, ...] = ()
     """Tasks without one."""
+    model: ModelState | None = None
+    """What this router answers with."""
 
 
 class Limit(Message):

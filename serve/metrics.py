@@ -32,6 +32,8 @@ SHED = "shed"
 """Outcome of a whole request that found every queue full, or too long for its deadline."""
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CANDIDATES = (1, 2, 5, 10, 20, 26, 50, 100, 200)
+TAUS = (-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.999)
+OVERLAPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99, 0.999)
 TOKENS = (100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
 
 
@@ -57,8 +59,27 @@ class Metrics:
         self.sanitised = Counter(
             "recranker_input_sanitised", "Titles changed or made harmless", ["kind"], registry=self.registry
         )
-        build = Gauge("recranker_build_info", "What answers", ["version", "model_sha"], registry=self.registry)
-        build.labels(package_version(), run.tuning).set(1)
+        self.build = Gauge("recranker_build_info", "What answers", ["version", "model_sha"], registry=self.registry)
+        self.serves(run)
+        self.swaps = Counter("recranker_model_swaps", "Runs that took another's place", registry=self.registry)
+        self.refused = Counter(
+            "recranker_model_refused", "Runs that were to be served and are not", ["reason"], registry=self.registry
+        )
+        self.shadowed = Counter(
+            "recranker_shadow_requests", "Requests meant for the challenger", ["outcome"], registry=self.registry
+        )
+        self.shadow_tau = self._histogram("shadow_kendall_tau", "Kendall's tau of both orders", TAUS)
+        self.shadow_rbo = self._histogram("shadow_rank_biased_overlap", "RBO of both orders, p = 0.9", OVERLAPS)
+
+    def serves(self, run: ServedRun) -> None:
+        """Say that ``run`` is what answers."""
+        self.build.clear()
+        self.build.labels(package_version(), run.tuning).set(1)
+
+    def swapped(self, run: ServedRun) -> None:
+        """Count that ``run`` took another's place."""
+        self.serves(run)
+        self.swaps.inc()
 
     def arrived(self, request: RankRequest, max_title_characters: int) -> None:
         """Count what ``request`` holds."""

@@ -21,6 +21,7 @@ from serve.messages import HistoryEntry, Limit, ModelInfo, RankedItem, RankReque
 from serve.probability import probabilities
 from serve.settings import ServeSettings
 from serve.source import ServedRun
+from serve.wanted import ModelKey
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -34,6 +35,8 @@ class Asked:
     """``(candidates,)``; the order's own scores where the request had none."""
     prompts: dict[TaskName, Prompt]
     """Of the tasks that have a question: a single candidate is compared with nobody."""
+    model: ModelKey
+    """Whose answers are wanted."""
 
 
 def ask(request: RankRequest, run: ServedRun, limits: ServeSettings) -> Asked:
@@ -51,7 +54,8 @@ def ask(request: RankRequest, run: ServedRun, limits: ServeSettings) -> Asked:
         task: Prompt(f"serve/{task}", prefix, questions_of(candidates, run, task, *key))
         for task in request.tasks or run.tasks
     }
-    return Asked(candidates, backbone_scores, {task: prompt for task, prompt in prompts.items() if prompt.questions})
+    questions = {task: prompt for task, prompt in prompts.items() if prompt.questions}
+    return Asked(candidates, backbone_scores, questions, run.key)
 
 
 def questions_of(

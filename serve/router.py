@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
@@ -29,9 +29,12 @@ from serve.queues import Queues
 from serve.ranking import Asked, answers_of, ask, respond
 from serve.scored import Scored
 from serve.settings import ServeSettings
+from serve.shadow import Shadow
 from serve.source import ServedRun
+from serve.swap import Served, Swap
 from serve.timing import current
-from serve.users import brings_everything, completed, open_users
+from serve.users import Users, brings_everything, completed
+from serve.wanted import ModelKey
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,16 +68,30 @@ class Router:
 
     def __init__(self, settings: ServeSettings, run: ServedRun, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
         self.settings = settings
-        self.run = run
         self.tasks = tasks
         self.token = read_token(settings)
-        self.users = open_users(settings, run)
         self.metrics = Metrics(run)
+        self.swap = Swap(settings, run, tasks, self.metrics)
+        self.shadow = Shadow(settings, tasks, self.metrics)
         self.seen = Readiness(ready=False, replicas=dict.fromkeys(tasks, 0), missing=tuple(tasks))
         self.wanted = {task: settings.replicas_of(task) for task in tasks}
         self.looked_at = -math.inf
         self.looking: asyncio.Task[Readiness] | None = None
         self.queues = Queues(tasks, self._replicas, settings.routers)
+
+    @property
+    def run(self) -> ServedRun:
+        """The run that answers now."""
+        return self.swap.served.run
+
+    @property
+    def users(self) -> Users | None:
+        """Its users."""
+        return self.swap.served.users
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve's call: serve the run that ``user_config`` names (``serve.source.Wanted``)."""
+        await self.swap.follow(user_config)
 
     async def rank(self, request: RankRequest, deadline: float | None = None) -> RankResponse:
         """The candidates of ``request``, best first; tasks that do not answer in time are named, not waited for.
@@ -105,61 +122,76 @@ class Router:
             self.metrics.finished(ALL, outcome, time.monotonic() - started)
 
     async def _rank(self, request: RankRequest, deadline: float) -> RankResponse:
-        request, user = await self._completed(request, deadline)
-        asked = ask(request, self.run, self.settings)
-        self.metrics.arrived(request, self.run.data.max_title_characters)
+        served = self.swap.served  # one run from here to the answer, whatever is served meanwhile
+        run = served.run
+        request, user = await self._completed(request, deadline, served)
+        asked = ask(request, run, self.settings)
+        self.metrics.arrived(request, run.data.max_title_characters)
         self._look_again()
         planned = self.queues.plan(asked, deadline)
         asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
-        scored = await self._scored(planned, deadline)
-        response = respond(asked, _answers(asked, scored), request, self.run)
+        scored = await self._scored(planned, deadline, asked.model)
+        response = respond(asked, _answers(asked, scored), request, run)
         self._count(planned, scored, response)
-        influences = await self._influences(asked, scored, response, request, deadline) if request.explain else None
+        self.shadow.after(request, response, run)
+        influences = (
+            await self._influences(asked, scored, response, request, deadline, run) if request.explain else None
+        )
         return response.model_copy(update={"user": user, "influences": influences, "plan": planned.message()})
 
-    async def _completed(self, request: RankRequest, deadline: float) -> tuple[RankRequest, UserState | None]:
+    async def _completed(
+        self, request: RankRequest, deadline: float, served: Served
+    ) -> tuple[RankRequest, UserState | None]:
         """``request`` with what is stored of the user and items it names; looked up beside the loop."""
         if brings_everything(request):
             return request, None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                done = await asyncio.to_thread(completed, request, self.users)
+                done = await asyncio.to_thread(completed, request, served.users)
         except TimeoutError:
             raise LateError from None  # without candidates there is not even the retriever's order
         return done.request, done.user
 
     async def _influences(
-        self, asked: Asked, tasks: Iterable[TaskName], response: RankResponse, request: RankRequest, deadline: float
+        self,
+        asked: Asked,
+        tasks: Iterable[TaskName],
+        response: RankResponse,
+        request: RankRequest,
+        deadline: float,
+        run: ServedRun,
     ) -> tuple[Influence, ...]:
         """What the latest entries of the history change, as far as tasks have room and time to say it."""
         if response.order != "fused":
             return ()
-        parts = without_each(asked, request, self.run, self.settings)
+        parts = without_each(asked, request, run, self.settings)
         found = await asyncio.gather(*(self._scored_if_room(one, tasks, deadline) for one in parts.values()))
         answers = {place: _answers(parts[place], scored) for place, scored in zip(parts, found, strict=True)}
-        return influences(response, parts, answers, request, self.run)
+        return influences(response, parts, answers, request, run)
 
     async def _scored_if_room(self, asked: Asked, tasks: Iterable[TaskName], deadline: float) -> dict[TaskName, Scored]:
         """What ``tasks`` say to ``asked`` where they have room and time for all of it."""
         wanted = replace(asked, prompts={task: asked.prompts[task] for task in tasks})
         try:
-            return await self._scored(self.queues.plan(wanted, deadline, shorten=False), deadline)
+            return await self._scored(self.queues.plan(wanted, deadline, shorten=False), deadline, asked.model)
         except BusyError:
             return {}
 
-    async def _scored(self, planned: Planned, deadline: float) -> dict[TaskName, Scored]:
+    async def _scored(self, planned: Planned, deadline: float, model: ModelKey) -> dict[TaskName, Scored]:
         """What the tasks have answered by the deadline."""
         if planned.full:
             raise BusyError(self.queues.drain_s(planned.full))
-        calls = [self._begun(task, prompt, deadline) for task, prompt in planned.prompts.items()]
+        calls = [self._begun(task, prompt, deadline, model) for task, prompt in planned.prompts.items()]
         found = await asyncio.gather(*calls)
         if found and all(one == "busy" for one in found):
             raise BusyError(self.queues.drain_s(planned.prompts))
         return {task: one for task, one in zip(planned.prompts, found, strict=True) if isinstance(one, Scored)}
 
-    def _begun(self, task: TaskName, prompt: Prompt, deadline: float) -> asyncio.Task[Scored | Missing]:
+    def _begun(
+        self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey
+    ) -> asyncio.Task[Scored | Missing]:
         """A call that is in its task's queue from now on until it ends, however it ends."""
-        call = asyncio.create_task(self._timed_answer(task, prompt, deadline))
+        call = asyncio.create_task(self._timed_answer(task, prompt, deadline, model))
         call.add_done_callback(self.queues.enter(task, prompt))
         return call
 
@@ -195,15 +227,15 @@ class Router:
                 running = await asyncio.to_thread(running_replicas)
         except (TimeoutError, RayError, RayServeException) as error:
             logger.warning("readiness as seen last: no word from Serve's controller, %s", type(error).__name__)
-            return self.seen
+            return self.seen.model_copy(update={"model": self.swap.state})
         replicas: dict[str, int] = {task: running.get(task, 0) for task in self.tasks}
         missing = tuple(task for task, number in replicas.items() if not number)
         self.seen = Readiness(ready=not missing, replicas=replicas, missing=missing)
-        return self.seen
+        return self.seen.model_copy(update={"model": self.swap.state})
 
-    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float) -> Scored | Missing:
+    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
         started = time.monotonic()
-        found = await self._answer(task, prompt, deadline)
+        found = await self._answer(task, prompt, deadline, model)
         if isinstance(found, Scored):
             self.queues.heard(task, found)
             if timing := current():
@@ -212,13 +244,13 @@ class Router:
         self.metrics.finished(task, outcome, time.monotonic() - started)
         return found
 
-    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float) -> Scored | Missing:
+    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
         """The task's answers, or why there are none."""
         attempt = 1
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    return await _heard(self.tasks[task].score.remote(prompt))
+                    return await _heard(self.tasks[task].score.remote(prompt, model))
             except BackPressureError:
                 return "busy"
             except RayActorError as error:  # the replica went away with the question, rather than failing at it

@@ -39,11 +39,23 @@ class Replicas:
     gpus: float
 
 
+class ShadowSettings(Settings):
+    """A challenger that ranks some requests after they were answered, to be compared with the answer."""
+
+    run: str
+    """As ServeSettings.run; its tasks must be among those served."""
+    share: float = Field(gt=0, le=1)
+    """Of requests; which ones is decided by a hash of what they ask, so that the same are chosen again."""
+
+
 class ServeSettings(Settings):
     """What is served, by how many replicas, and what a request may ask."""
 
     run: str
-    """A finished run of jobs.pipeline: its name under home/runs, its folder, or its URI; no default."""
+    """A finished run of jobs.pipeline: its name under home/runs, its folder, its URI, or models:/NAME@champion or
+    models:/NAME/3 of jobs.promote, looked up once when the service starts; no default."""
+    registry: str | None = None
+    """MLflow server or database that knows models:/...; None is mlflow.db in home."""
     home: str = Field(default_factory=lambda: os.environ.get("RECRANKER_HOME", "~/.recranker"))
     """Folder of runs/ and cache/ (downloaded and converted models); RECRANKER_HOME moves the default."""
     token_file: str | None = None
@@ -80,6 +92,9 @@ class ServeSettings(Settings):
     retry_after_s: float = Field(default=2.0, gt=0)
     """Seconds a client is told to wait when the service is full, at the least; longer, up to 30, where queues are."""
 
+    swap_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds until all tasks must have loaded a run that is to take the place of the one that is served."""
+
     max_candidates: int = Field(default=26, ge=2, le=MAX_CANDIDATES)
     """Candidates of one request; above 26 a list is asked about in several windows, so that a request costs more."""
     max_history: int = Field(default=500, ge=0)
@@ -105,6 +120,9 @@ class ServeSettings(Settings):
     max_explained: int = Field(default=5, ge=0)
     """Latest entries of a history that a request with 'explain' is asked again without, each as much work as the
     request itself."""
+
+    shadow: ShadowSettings | None = None
+    """A challenger beside the run; task replicas then hold a second model, and rank with it when they are idle."""
 
     def replicas_of(self, task: TaskName) -> Replicas:
         """Number and resources of a task's replicas."""

@@ -1,4 +1,4 @@
-"""The finished run that is served: its adapter, its settings, the weights it learned."""
+"""The finished run that is served: where it is, its adapter, its settings, the weights it learned."""
 
 import json
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from recranker.data.settings import DataSettings
 from recranker.errors import DataError
 from recranker.llm.settings import LLMSettings
 from recranker.ranking.calibration import Calibrations
+from recranker.registry import MODELS, Registry, registry_uri
 from recranker.settings import check_settings
 from recranker.store import Store
 from recranker.tasks.protocol import RatingScale
 from recranker.tasks.settings import InstructSettings, TaskName
 from recranker.tasks.wording import Templates
 from serve.settings import ServeSettings
+from serve.wanted import ModelKey, Wanted
 
 FUSED_ROW = {"recranker": "hybrid", "paper": "hybrid_paper"}
 """Per preset, the row of RANKINGS that is served."""
@@ -44,6 +46,16 @@ class ServedRun:
     """How scores become probabilities, learned on validation lists."""
 
     @property
+    def key(self) -> ModelKey:
+        """What tasks know its model by."""
+        return ModelKey(self.uri, self.tuning)
+
+    @property
+    def wanted(self) -> Wanted:
+        """This run and no other, as a ``user_config``."""
+        return Wanted(run=self.uri, tuning=self.tuning)
+
+    @property
     def scale(self) -> RatingScale:
         """The rating scale of the data."""
         return RatingScale(self.meaning.rating_min, self.meaning.rating_max)
@@ -65,14 +77,40 @@ def read_run(settings: ServeSettings) -> ServedRun:
     """The run that ``settings`` name.
 
     Raises:
-        DataError: If it is not finished, or a file of it is broken.
+        DataError: If it is not finished, a file of it is broken, or it was tuned again since it was registered.
         SettingsError: If its settings are not those of this version.
+        TrackingError: If it is named as a registered model and the registry has no such thing, or cannot be reached.
     """
-    store = Store(run_uri(settings))
+    return read_wanted(Wanted(run=settings.run), settings)
+
+
+def read_wanted(wanted: Wanted, settings: ServeSettings) -> ServedRun:
+    """The run that ``wanted`` names, whatever it would be otherwise.
+
+    Raises:
+        DataError: See ``read_run``, likewise; also if its tuning is not the one wanted.
+        SettingsError: Likewise.
+        TrackingError: Likewise.
+    """
+    if not wanted.run.startswith(MODELS):
+        return run_at(run_uri(wanted.run, settings.home), wanted.tuning)
+    home = str(Path(settings.home).expanduser().resolve())
+    found = Registry(registry_uri(settings.registry, home)).find(wanted.run)
+    return run_at(found.run, wanted.tuning or found.tuning)
+
+
+def run_at(uri: str, tuning: str | None = None) -> ServedRun:
+    """The run in a folder or under a URI; with the given fingerprint of its tune stage, where there is one.
+
+    Raises:
+        DataError: See ``read_wanted``, likewise.
+        SettingsError: Likewise.
+    """
+    store = Store(uri)
     store.require("rank")
     job = check_settings(JobSettings, _json(store, SETTINGS_FILE), where=f"{store.uri}/rank/{SETTINGS_FILE}")
     fusion = _json(store, "fusion/weights.json")
-    return ServedRun(
+    run = ServedRun(
         name=job.name,
         uri=store.uri,
         tuning=store.require("tune").fingerprint,
@@ -87,6 +125,9 @@ def read_run(settings: ServeSettings) -> ServedRun:
         weights=fusion["weights"],
         calibrations=_calibrations(store, FUSED_ROW[fusion["preset"]]),
     )
+    if tuning not in (None, run.tuning):
+        raise DataError(f"{store.uri}: tuned again since it was chosen; promote it again: python -m jobs.promote RUN")
+    return run
 
 
 def _calibrations(store: Store, served: str) -> Calibrations:
@@ -102,11 +143,9 @@ def _templates(store: Store) -> Templates:
     return check_settings(Templates, facts.get("templates", {}), where=f"{store.uri}/instruct (run it again)")
 
 
-def run_uri(settings: ServeSettings) -> str:
-    """Where the run is: ``settings.run`` as it stands, or a folder under home/runs for a bare name."""
-    if "/" in settings.run:
-        return settings.run
-    return str(Path(settings.home).expanduser() / "runs" / settings.run)
+def run_uri(run: str, home: str) -> str:
+    """Where a run is: ``run`` as it stands, or a folder under home/runs for a bare name."""
+    return run if "/" in run else str(Path(home).expanduser() / "runs" / run)
 
 
 def _json(store: Store, name: str) -> dict[str, Any]:

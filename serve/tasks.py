@@ -1,72 +1,67 @@
-"""One task's replica: the base model with that task's adapter, loaded once, checked before it answers."""
+"""One task's replica: models with that task's adapter, each checked before it answers."""
 
 import asyncio
-import logging
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from recranker.llm.adapter import check_adapter, load_tuned
-from recranker.llm.model import merge_adapter, resolve_model
-from recranker.llm.scoring import make_scorer
-from recranker.llm.tuned import adapter_for
-from recranker.tasks.prefix import build_prefix
-from recranker.tasks.protocol import Candidate, Prompt
+import numpy as np
+from numpy.typing import NDArray
+
+from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
-from serve.batching import Batcher
-from serve.cost import measure
-from serve.ranking import questions_of
+from serve.models import Models
 from serve.scored import Scored
+from serve.settings import ServeSettings
+from serve.shadow import yield_to_others
 from serve.source import ServedRun
-
-logger = logging.getLogger("ray.serve")  # the one that Serve writes to the replica's log
-
-PROBE = (Candidate("a", "A", 1), Candidate("b", "B", 2))
-LONG_LIST = tuple(Candidate(str(place), f"The Title of Item {place} (1990)", place) for place in range(1, 5))
-LONG_HISTORY = tuple(f"The Title of a Liked Item {place} (1990)" for place in range(8))
-"""What makes the second prompt several times as long as the first, where costs are measured."""
+from serve.wanted import ModelKey, Prepared
 
 
 class TaskReplica:
     """Answers one task's questions.
 
-    Scoring runs in a thread, so that Serve's health checks and queueing go on meanwhile, and one batch at a
-    time: a second pass beside the first would only slow both down.
-
-    Args:
-        task: The task.
-        run: What is served.
-        cache: Folder of downloaded and converted models.
-        max_batch_tokens: Tokens of requests scored together, at the most; None: as many as pay.
+    Scoring runs in a thread, so that Serve's health checks and queueing go on meanwhile, and one batch at a time: a
+    second pass beside the first would only slow both down. Models are loaded by ``reconfigure``, which Serve calls
+    before a new replica gets any request, or by the first question.
     """
 
-    def __init__(self, task: TaskName, run: ServedRun, cache: str, max_batch_tokens: int | None = None) -> None:
-        folder = adapter_for(run.adapters, task)
-        lm = load_tuned(resolve_model(run.llm.model, Path(cache)), folder, run.llm)
-        merge_adapter(lm)  # before the check, so that what is checked is what answers
-        difference = check_adapter(lm, folder, run.llm)
-        logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)
-        self.scorer = make_scorer(lm, run.llm)
-        self.probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])
-        cost = measure(
-            self.scorer.score_with_cost,
-            self.probe,
-            Prompt("cost", build_prefix(LONG_HISTORY, [], run.templates), questions_of(LONG_LIST, run, task)[:4]),
-            batch_tokens=max_batch_tokens,
-            token_budget=run.llm.token_budget,
-        )
-        logger.info(
-            "task %s: %.1f ms a batch and %.3f ms a token; batches of %d tokens at the most",
-            *(task, 1000 * cost.fixed_s, 1000 * cost.per_token_s, cost.batch_tokens),
-        )
-        self.batcher = Batcher(self.scorer.score_with_cost, cost)
+    def __init__(self, task: TaskName, run: ServedRun, settings: ServeSettings) -> None:
+        self.models = Models(task, run, settings)
+        self.idle_only = ThreadPoolExecutor(1, "shadow", yield_to_others)
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve's call: make the run ready that ``user_config`` names (``serve.source.Wanted``)."""
+        await self.models.follow(user_config)
+
+    async def prepare(self, model: ModelKey, handover: str) -> Prepared:
+        """How far this replica is with a model that is to answer soon."""
+        return self.models.prepare(model, handover)
+
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         """Log-probabilities of ``prompt``'s questions, and what they cost.
 
+        Args:
+            prompt: What is asked.
+            model: Who is asked; None is the model that answered last.
+
         Raises:
+            RefusedRunError: If the model cannot be used.
             ModelError: If the prompt cannot be encoded, or an answer is not a number.
         """
-        return await self.batcher.score(prompt)
+        return await (await self.models.get(model)).batcher.score(prompt)
+
+    async def score_if_idle(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]] | None:
+        """As ``score``, for a challenger; None where the replica is busy or does not hold the model yet.
+
+        It runs in a thread that gives way to all others, so that a request that comes meanwhile is not kept waiting.
+        """
+        found = None if self.models.engine.locked() else self.models.beside(model)
+        if found is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return (await loop.run_in_executor(self.idle_only, found.scorer.score, [prompt]))[0]
 
     async def check_health(self) -> None:
         """A real score of a tiny prompt; Serve replaces a replica that fails it or does not finish it."""
-        await asyncio.to_thread(self.scorer.score, [self.probe])
+        found = await self.models.health()
+        await asyncio.to_thread(found.scorer.score, [found.probe])

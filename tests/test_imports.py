@@ -9,7 +9,18 @@ import pytest
 from jobs.sources import ROOT, imports_of
 
 BASE = ("errors", "schema", "settings", "randomness", "store", "progress", "experiments")
-ORDER = ("data", "backbones", "sampling", "tasks", "llm", "ranking", "evaluation", "tracking", "distributed")
+ORDER = (
+    "data",
+    "backbones",
+    "sampling",
+    "tasks",
+    "llm",
+    "ranking",
+    "evaluation",
+    "tracking",
+    "registry",
+    "distributed",
+)
 OWNERS = {"ray": ("distributed",), "mlflow": ("tracking",), "torch": ("backbones", "llm", "distributed")}
 OWNERS |= {"transformers": ("llm",), "peft": ("llm",), "deepspeed": ("distributed",)}
 

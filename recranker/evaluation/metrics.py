@@ -1,5 +1,7 @@
 """What a ranking is worth, user by user: hit rate, NDCG, and how far two rankings agree."""
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,6 +115,30 @@ def kendall_tau(first: Floats, second: Floats) -> Floats:
     untied = np.sqrt((first_order != 0).sum(axis=1) * (second_order != 0).sum(axis=1).astype(np.float64))
     agreement = (first_order * second_order).sum(axis=1)
     return np.asarray(np.divide(agreement, untied, out=np.full(len(first), np.nan), where=untied > 0), dtype=np.float64)
+
+
+def rank_biased_overlap(first: Sequence[Hashable], second: Sequence[Hashable], *, p: float = 0.9) -> float:
+    """Extrapolated RBO of two orders of the same items, best first: 1.0 = the same, and the top counts most.
+
+    The share of items that the first ``d`` places have in common, averaged over all depths ``d`` with weights that
+    fall by ``p`` each, as if beyond the end the orders went on to agree as they do there. The first ten places hold
+    about 86 % of the weight at ``p = 0.9``.
+
+    Raises:
+        ValueError: If ``p`` is not between 0 and 1, or an order is empty, repeats an item or has others than the other.
+
+    Source: Webber, Moffat & Zobel 2010, doi:10.1145/1852102.1852106, RBO_EXT for lists of one length.
+    """
+    if not 0.0 < p < 1.0:
+        raise ValueError(f"p must lie between 0 and 1, got {p}")
+    if not first or len(set(first)) != len(first) or len(first) != len(second) or set(first) != set(second):
+        raise ValueError(f"needed two orders of the same distinct items, got {len(first)} and {len(second)} of them")
+    place = {item: depth for depth, item in enumerate(second, start=1)}
+    reached = np.array([max(depth, place[item]) for depth, item in enumerate(first, start=1)])
+    depths = np.arange(1, len(first) + 1)
+    agreement = (reached <= depths[:, None]).sum(axis=1) / depths
+    weights = p**depths
+    return float(agreement[-1] * weights[-1] + (1.0 - p) / p * (agreement * weights).sum())
 
 
 def first_slot_rate(log_probabilities: Floats) -> float:

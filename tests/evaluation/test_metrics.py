@@ -14,6 +14,7 @@ from recranker.evaluation.metrics import (
     kendall_tau,
     ndcg_at_k,
     pair_agreement,
+    rank_biased_overlap,
     reciprocal_rank,
 )
 
@@ -122,3 +123,17 @@ def test_first_slot_rate_counts_likeliest_first_labels_and_shares_ties() -> None
 def test_pair_agreement_needs_the_same_sign_in_both_orders() -> None:
     assert pair_agreement(np.array([1.0, -2.0, 0.5, 0.0]), np.array([0.1, -0.1, -0.5, 0.0])) == 0.5
     assert np.isnan(pair_agreement(np.empty(0), np.empty(0)))
+
+
+def test_rank_biased_overlap_worked_out_by_hand() -> None:
+    assert rank_biased_overlap("abcd", "abcd") == pytest.approx(1.0)
+    assert rank_biased_overlap("ab", "ba", p=0.9) == pytest.approx(0.9)  # 0.9^2 + (0.1 / 0.9) * (0 + 0.9^2)
+    assert rank_biased_overlap("abc", "bac", p=0.5) == pytest.approx(0.5)  # 1/8 + (0 + 1/4 + 1/8)
+    assert rank_biased_overlap("abc", "acb", p=0.5) == pytest.approx(0.875)  # 1/8 + (1/2 + 1/2 * 1/4 + 1/8)
+    assert rank_biased_overlap("abcd", "bacd") < rank_biased_overlap("abcd", "abdc")  # the top counts most
+
+
+@pytest.mark.parametrize(("first", "second"), [("", ""), ("aa", "aa"), ("ab", "ac"), ("ab", "abc")])
+def test_rank_biased_overlap_is_of_orders_of_the_same_items(first: str, second: str) -> None:
+    with pytest.raises(ValueError, match="two orders of the same distinct items"):
+        rank_biased_overlap(first, second)

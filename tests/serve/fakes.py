@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from recranker.tasks.protocol import Prompt, Question
 from serve.batching import Batcher
 from serve.cost import Cost
 from serve.scored import Scored
+from serve.wanted import ModelKey, Prepared
 
 
 def even(question: Question) -> NDArray[np.float64]:
@@ -22,9 +24,15 @@ def even(question: Question) -> NDArray[np.float64]:
 
 
 class Evenly:
-    """Finds every label equally likely."""
+    """Finds every label equally likely, and is always ready."""
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def reconfigure(self, user_config: Any) -> None:
+        """As ``TaskReplica``'s."""
+
+    async def prepare(self, model: ModelKey, handover: str) -> Prepared:
+        return Prepared("ready")
+
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         return Scored([even(one) for one in prompt.questions], 100, 0.01)
 
 
@@ -34,7 +42,7 @@ class Slow(Evenly):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         await asyncio.sleep(self.seconds)
         return await super().score(prompt)
 
@@ -42,7 +50,7 @@ class Slow(Evenly):
 class Broken:
     """Fails at every question."""
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         raise RuntimeError("planted")
 
 
@@ -52,7 +60,7 @@ class DiesOnce(Evenly):
     def __init__(self, mark: str) -> None:
         self.mark = Path(mark)
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         if not self.mark.exists():
             self.mark.touch()
             os._exit(1)

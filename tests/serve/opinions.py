@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 from recranker.randomness import generator
 from recranker.tasks.protocol import Prompt, Question
 from serve.scored import Scored
+from serve.wanted import ModelKey
 
 
 class Opinions:
-    """A handle as Serve's, for the router: ``handle.score.remote(prompt)``; tasks differ a little."""
+    """A handle as Serve's, for the router: ``handle.score.remote(prompt, model)``; tasks differ a little."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self.asked: list[Prompt] = []
         self.score = self
 
-    def remote(self, prompt: Prompt) -> "asyncio.Task[Scored]":
+    def remote(self, prompt: Prompt, model: ModelKey | None = None) -> "asyncio.Task[Scored]":
         self.asked.append(prompt)
         return asyncio.create_task(self._said(prompt))
 

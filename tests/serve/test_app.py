@@ -1,9 +1,7 @@
 """The application on a Ray cluster: the real one with a tiny model, and the router over tasks that fail."""
 
 import re
-import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,19 +20,6 @@ BODY: dict[str, Any] = {
     "candidates": [{"id": f"i{n}", "title": f"Film {n}", "backbone_score": -n} for n in range(7)],
 }
 IDS = {f"i{n}" for n in range(7)}
-
-
-@pytest.fixture(scope="module")
-def url(ray_cluster: None) -> Iterator[str]:
-    """Base address of a Serve instance that ends with this module."""
-    from ray import serve
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
 
 
 @pytest.mark.ray
@@ -66,7 +51,9 @@ def test_the_application_ranks_with_a_tuned_model(url: str, tmp_path: Path) -> N
         assert "k4nary" not in refused.text
         assert all(0.0 <= one["probability"] <= 1.0 for one in answer["ranking"])
         ready = httpx.get(f"{url}/ranks/readyz", headers=headers, timeout=60).json()
-        assert ready == {"ready": True, "replicas": {"pointwise": 1, "pairwise": 1, "listwise": 1}, "missing": []}
+        replicas = {"pointwise": 1, "pairwise": 1, "listwise": 1}
+        model = {"run": "toy", "adapter": answer["model"]["adapter"], "loading": None, "refused": None}
+        assert ready == {"ready": True, "replicas": replicas, "missing": [], "model": model}
         with Client(f"{url}/ranks", "right") as client:
             assert [one.id for one in client.rank(["Alien"], ["A", "B"]).items] in (["0", "1"], ["1", "0"])
     finally:

@@ -118,6 +118,7 @@ def test_readiness_is_of_every_task_and_names_those_missing() -> None:
         "ready": False,
         "replicas": {"pointwise": 1, "pairwise": 0, "listwise": 1},
         "missing": ["pairwise"],
+        "model": None,
     }
 
 

@@ -15,6 +15,11 @@ NAMES = {
     "recranker_candidates": set(),
     "recranker_prompt_tokens": set(),
     "recranker_input_sanitised_total": {"kind"},
+    "recranker_model_swaps_total": set(),
+    "recranker_model_refused_total": {"reason"},
+    "recranker_shadow_requests_total": {"outcome"},
+    "recranker_shadow_kendall_tau": set(),
+    "recranker_shadow_rank_biased_overlap": set(),
     "recranker_build_info": {"version", "model_sha"},
 }
 
@@ -25,6 +30,8 @@ def test_the_names_are_those_that_are_promised() -> None:
     metrics.retries.labels("pointwise", "replica_lost").inc()
     metrics.degraded.labels("pointwise").inc()
     metrics.sanitised.labels("cut").inc()
+    metrics.refused.labels("golden_answers").inc()
+    metrics.shadowed.labels("compared").inc()
     found = {
         family.name if family.type == "histogram" else sample.name: set(sample.labels) - {"le"}
         for family in text_string_to_metric_families(metrics.text().decode())

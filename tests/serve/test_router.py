@@ -16,10 +16,11 @@ from recranker.tasks.protocol import Prompt
 from serve import router
 from serve.cost import Cost
 from serve.errors import BusyError, LateError, RefusedError
-from serve.messages import Plan, RankRequest, RankResponse, Readiness
+from serve.messages import ModelState, Plan, RankRequest, RankResponse, Readiness
 from serve.router import TOKEN_VARIABLE, Router, read_token
 from serve.scored import Scored
 from serve.settings import ServeSettings
+from serve.wanted import ModelKey
 from tests.serve.fakes import Evenly
 from tests.serve.test_ranking import request, served
 
@@ -35,7 +36,7 @@ class Handle:
         self.asked: list[Prompt] = []
         self.score = self
 
-    def remote(self, prompt: Prompt) -> "asyncio.Task[Scored]":
+    def remote(self, prompt: Prompt, model: ModelKey) -> "asyncio.Task[Scored]":
         self.calls += 1
         self.asked.append(prompt)
         return asyncio.create_task(self._answer(prompt))
@@ -149,10 +150,11 @@ def test_ready_is_when_every_task_has_a_running_replica(monkeypatch: pytest.Monk
     asked = Router(ServeSettings(run="toy"), served(), {"pointwise": Handle(), "listwise": Handle()})  # type: ignore[dict-item]
     counts = {"router": 1, "pointwise": 2}
     monkeypatch.setattr(router, "running_replicas", lambda: counts)
-    found = Readiness(ready=False, replicas={"pointwise": 2, "listwise": 0}, missing=("listwise",))
+    state = ModelState(run="toy", adapter="0")
+    found = Readiness(ready=False, replicas={"pointwise": 2, "listwise": 0}, missing=("listwise",), model=state)
     assert asyncio.run(asked.readiness()) == found
     counts["listwise"] = 1
-    found = Readiness(ready=True, replicas={"pointwise": 2, "listwise": 1})
+    found = Readiness(ready=True, replicas={"pointwise": 2, "listwise": 1}, model=state)
     assert asyncio.run(asked.readiness()) == found
 
     def away() -> dict[str, int]:

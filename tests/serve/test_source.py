@@ -33,9 +33,9 @@ def test_a_run_whose_served_row_has_no_calibration_is_refused(tmp_path: Path) ->
 
 
 def test_a_run_is_named_by_name_folder_or_uri() -> None:
-    assert run_uri(ServeSettings(run="toy", home="/home")) == "/home/runs/toy"
-    assert run_uri(ServeSettings(run="~/runs/toy", home="/home")) == "~/runs/toy"
-    assert run_uri(ServeSettings(run="file:///runs/toy", home="/home")) == "file:///runs/toy"
+    assert run_uri("toy", "/home") == "/home/runs/toy"
+    assert run_uri("~/runs/toy", "/home") == "~/runs/toy"
+    assert run_uri("file:///runs/toy", "/home") == "file:///runs/toy"
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

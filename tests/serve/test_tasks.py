@@ -8,31 +8,59 @@ import numpy as np
 from recranker.llm.model import load_adapter, load_model
 from recranker.llm.scoring import make_scorer
 from serve.cost import bytes_of
-from serve.source import read_run
+from serve.source import read_run, run_at
 from serve.tasks import TaskReplica
-from tests.serve.runs import finished_run
+from tests.serve.runs import another_run, finished_run
 
 
 def test_the_adapter_is_merged_and_answers_as_it_did_beside_the_weights(tmp_path: Path) -> None:
-    run = read_run(finished_run(tmp_path))
-    replica = TaskReplica("pointwise", run, str(tmp_path / "cache"))
-    assert not [name for name, _ in replica.scorer.lm.model.named_parameters() if "lora" in name]
+    settings = finished_run(tmp_path)
+    run = read_run(settings)
+    replica = TaskReplica("pointwise", run, settings)
+    loaded = asyncio.run(replica.models.get())
+    assert not [name for name, _ in loaded.scorer.lm.model.named_parameters() if "lora" in name]
     lm = load_model(Path(run.llm.model), run.llm)
-    untuned = make_scorer(lm, run.llm).score([replica.probe])[0][0]
+    untuned = make_scorer(lm, run.llm).score([loaded.probe])[0][0]
     load_adapter(lm, run.adapters / "joint")
-    beside = make_scorer(lm, run.llm).score([replica.probe])[0][0]
-    merged = asyncio.run(replica.score(replica.probe)).values[0]
+    beside = make_scorer(lm, run.llm).score([loaded.probe])[0][0]
+    merged = asyncio.run(replica.score(loaded.probe)).values[0]
     np.testing.assert_allclose(merged, beside, atol=1e-4)
     assert np.abs(merged - untuned).max() > 1e-2
 
 
 def test_a_replica_knows_what_a_prompt_costs_and_says_so(tmp_path: Path) -> None:
-    run = read_run(finished_run(tmp_path))
+    settings = finished_run(tmp_path).model_copy(update={"max_batch_tokens": 64})
+    run = read_run(settings)
     for task in run.tasks:
-        replica = TaskReplica(task, run, str(tmp_path / "cache"), 64)
-        scored = asyncio.run(replica.score(replica.probe))
-        assert scored.tokens == replica.scorer.score_with_cost([replica.probe])[0].tokens
+        replica = TaskReplica(task, run, settings)
+        loaded = asyncio.run(replica.models.get())
+        scored = asyncio.run(replica.score(loaded.probe))
+        assert scored.tokens == loaded.scorer.score_with_cost([loaded.probe])[0].tokens
         assert scored.cost is not None
         assert scored.cost.batch_tokens == 64
-        assert 0.5 < scored.cost.tokens(bytes_of(replica.probe)) / scored.tokens < 2.0
+        assert 0.5 < scored.cost.tokens(bytes_of(loaded.probe)) / scored.tokens < 2.0
         assert scored.cost.seconds(scored.tokens) > 0.0
+
+
+def test_a_challenger_answers_where_the_replica_is_idle(tmp_path: Path) -> None:
+    settings = finished_run(tmp_path)
+    other = run_at(another_run(tmp_path, "other").uri)
+
+    async def play() -> None:
+        replica = TaskReplica("pointwise", read_run(settings), settings)
+        await replica.reconfigure(read_run(settings).wanted.model_dump())
+        probe = (await replica.models.health()).probe
+        assert await replica.score_if_idle(probe, other.key) is None  # begins to load it
+        async with asyncio.timeout(30):
+            while (await replica.prepare(other.key, "")).state != "ready":
+                await asyncio.sleep(0.01)
+        async with replica.models.engine:
+            assert await replica.score_if_idle(probe, other.key) is None
+        theirs = await replica.score_if_idle(probe, other.key)
+        assert theirs is not None
+        ours = await replica.score(probe)  # the challenger does not become the model that answers
+        assert np.abs(theirs[0] - ours.values[0]).max() > 1e-3
+        np.testing.assert_array_equal(theirs[0], (await replica.score(probe, other.key)).values[0])
+        await replica.check_health()
+
+    asyncio.run(play())
