@@ -34,6 +34,17 @@ class Engine:
     def let(self, batches: int) -> None:
         self.free.release(batches)
 
+    async def reached(self, batches: int) -> None:
+        """Wait until the engine has begun so many."""
+        while len(self.batches) < batches:
+            await asyncio.sleep(0.001)
+
+
+async def settled() -> None:
+    """Let everything run that waits for nothing but its turn."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
 
 def prompt(name: str, tokens: int = 10) -> Prompt:
     return Prompt(name, "x" * tokens, ())
@@ -51,7 +62,7 @@ def run(test: Callable[[Engine, Batcher], Coroutine[Any, Any, None]], batch_toke
 async def begun(batcher: Batcher, *prompts: Prompt) -> "list[asyncio.Task[Scored]]":
     """Calls that wait in the batcher, the first of them with the engine."""
     calls = [asyncio.create_task(batcher.score(one)) for one in prompts]
-    await asyncio.sleep(0.05)
+    await settled()
     return calls
 
 
@@ -59,7 +70,6 @@ def test_prompts_that_wait_are_scored_together_as_they_fit_the_oldest_first() ->
     async def test(engine: Engine, batcher: Batcher) -> None:
         calls = await begun(batcher, prompt("first"))
         calls += await begun(batcher, prompt("a"), prompt("b", 15), prompt("c", 6), prompt("d"), prompt("long", 99))
-        assert engine.batches == ["first"]
         engine.let(4)
         values = [(await one).values[0][0] for one in calls]
         assert values == [10, 10, 15, 6, 10, 99]
@@ -89,7 +99,7 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
                 await others[2]  # as the router's timer ends
         engine.let(9)
         assert (await first).tokens == (await others[1]).tokens == 10
-        await asyncio.sleep(0.05)
+        await settled()
         assert engine.batches == ["first", "kept"]
 
         (last,) = await begun(batcher, prompt("last"))  # a queue of nobody did not stop it
@@ -115,7 +125,7 @@ def test_a_batch_is_left_out_of_the_second_round_by_those_who_have_gone() -> Non
         calls = await begun(batcher, prompt("first"))
         calls += await begun(batcher, prompt("poison"), prompt("gone"), prompt("b"))
         engine.let(1)
-        await asyncio.sleep(0.05)  # the batch of three is computed now
+        await engine.reached(2)
         calls[2].cancel()
         engine.let(4)
         await asyncio.gather(*calls, return_exceptions=True)
@@ -124,19 +134,25 @@ def test_a_batch_is_left_out_of_the_second_round_by_those_who_have_gone() -> Non
     run(test)
 
 
-def test_time_is_shared_out_by_tokens_and_the_rest_was_waiting() -> None:
+def test_time_is_shared_out_by_tokens_and_the_rest_was_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("serve.batching.perf_counter", lambda: now[0])
+
     async def test(engine: Engine, batcher: Batcher) -> None:
         calls = await begun(batcher, prompt("first"))
+        now[0] = 1.0
         calls += await begun(batcher, prompt("a", 20), prompt("b", 5))
+        now[0] = 3.0
         engine.let(1)
-        await asyncio.sleep(0.1)  # the two of them are computed now
+        await engine.reached(2)
+        now[0] = 4.0
         engine.let(1)
-        _, large, small = [await one for one in calls]
-        assert large.seconds == pytest.approx(4 * small.seconds)
-        assert large.seconds + small.seconds >= 0.09
-        assert large.waited + large.seconds == pytest.approx(small.waited + small.seconds, abs=0.01)
-        assert small.waited > large.seconds + 0.05  # for the first, and for the other
-        assert small.cost == batcher.cost != Cost(0.1, 0.01, 1.0, 30.0)
+        found = [await one for one in calls]
+        assert [one.seconds for one in found] == pytest.approx([3.0, 0.8, 0.2])  # 25 tokens in a second
+        assert [one.waited for one in found] == pytest.approx([0.0, 2.2, 2.8])
+        # 0.2 s and 0.42 s were expected: both count as twice as long, which moves the cost by a fifth
+        assert [found[0].cost, found[2].cost] == [Cost(0.12, 0.012, 1.0, 30.0), batcher.cost]
+        assert (batcher.cost.fixed_s, batcher.cost.per_token_s) == pytest.approx((0.144, 0.0144))
 
     run(test)
 
