@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from recranker.errors import RecrankerError, first_line
 from recranker.llm.adapter import check_adapter, load_tuned
-from recranker.llm.model import merge_adapter, resolve_model
+from recranker.llm.model import LanguageModel, merge_adapter, resolve_model
 from recranker.llm.scoring import TreeScorer, make_scorer
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.prefix import build_prefix

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
@@ -24,6 +22,7 @@ from recranker.tasks.protocol import Prompt
 from serve import router
 from serve.http import make_api
 from serve.router import Router
+from serve.scored import Scored
 from serve.settings import ServeSettings
 from tests.serve.opinions import Opinions
 from tests.serve.published import published
@@ -42,7 +41,7 @@ CLIENTS = ("httpx", "httpcore", "hypothesis", "schemathesis")
 class Moody(Opinions):
     """Answers, or fails as Serve's handles do, by what it is asked; its errors quote the prompt, as tracebacks do."""
 
-    async def remote(self, prompt: Prompt) -> list[NDArray[np.float64]]:
+    async def _said(self, prompt: Prompt) -> Scored:
         quoted = prompt.prefix + "".join(question.text for question in prompt.questions)
         if generator("all full", prompt.prefix).random() < 0.05:
             raise BackPressureError(1, 1)
@@ -53,7 +52,7 @@ class Moody(Opinions):
             raise RayActorError()
         if mood < 0.13:
             await asyncio.sleep(0.02)
-        return await super().remote(prompt)
+        return await super()._said(prompt)
 
 
 class Ear(logging.Handler):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recranker.tasks.protocol import Prompt
 from serve.router import Router
+from serve.scored import Scored
 from serve.settings import ServeSettings, ShadowSettings
 from serve.shadow import is_chosen, tau_of
 from serve.wanted import ModelKey
@@ -31,8 +32,8 @@ class Opinion:
         self.asked: list[ModelKey] = []
         self.score, self.score_if_idle = Call(self._score), Call(self._score_if_idle)
 
-    async def _score(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]]:
-        return self._say(prompt, self.likes)
+    async def _score(self, prompt: Prompt, model: ModelKey) -> Scored:
+        return Scored(self._say(prompt, self.likes), 100, 0.0)
 
     async def _score_if_idle(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]] | None:
         self.asked.append(model)
@@ -51,8 +52,11 @@ class Opinion:
 class Call:
     """A method of a handle."""
 
-    def __init__(self, remote: Any) -> None:
-        self.remote = remote
+    def __init__(self, called: Any) -> None:
+        self.called = called
+
+    def remote(self, *arguments: Any) -> "asyncio.Task[Any]":
+        return asyncio.create_task(self.called(*arguments))
 
 
 def counted(folder: Path, challenger: Callable[[int], float] | Exception | None, **changes: Any) -> dict[str, Any]:
