@@ -176,6 +176,7 @@ def test_a_tracking_server_that_never_answers_costs_no_step_time(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_the_adapter_is_that_of_the_unbroken_run(
     ray_cluster: None, model_path: Path, tmp_path: Path
 ) -> None:

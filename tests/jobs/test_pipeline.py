@@ -128,6 +128,7 @@ def kill_in(stage: str, config: Path, home: Path) -> None:
     assert not (home / "runs" / "small" / stage / "_manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_in_any_early_stage_the_same_command_gives_the_same_tables(
     finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
