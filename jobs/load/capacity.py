@@ -28,7 +28,7 @@ def capacity(load: Load, pid: int, *, clients: int, seconds: float) -> Capacity:
     """What the service below ``pid`` answers while so many clients wait for it.
 
     Raises:
-        RecrankerError: If it answers nothing meanwhile.
+        RecrankerError: If it answers nothing in full meanwhile.
     """
     with sending(replace(load, rate=None, clients=clients)) as under_way:
         wait(seconds * WARM_UP_SHARE, under_way)
@@ -38,5 +38,7 @@ def capacity(load: Load, pid: int, *, clients: int, seconds: float) -> Capacity:
         sent = under_way.stop()
     rate = rate_within(sent, start_s, end_s)
     if rate == 0.0:
-        raise RecrankerError(f"no request was answered in {seconds:g} s of {clients} clients; give them more time")
+        raise RecrankerError(
+            f"no request was answered in full in {seconds:g} s of {clients} clients; give them more time"
+        )
     return Capacity(rate, rate * (end_s - start_s) / cpu_between(before, after), sent)

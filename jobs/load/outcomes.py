@@ -65,6 +65,6 @@ def router_ms(sent: Sequence[Sent]) -> list[float]:
 
 
 def rate_within(sent: Sequence[Sent], start_s: float, end_s: float) -> float:
-    """Requests answered with 200 per second of ``start_s`` to ``end_s``."""
-    answered = sum(one.status == 200 and start_s <= one.done_s < end_s for one in sent)
+    """Requests answered in full per second of ``start_s`` to ``end_s``."""
+    answered = sum(outcome_of(one) == "ok" and start_s <= one.done_s < end_s for one in sent)
     return answered / (end_s - start_s)

@@ -1,5 +1,7 @@
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from tests.jobs.load.published import USERS, published_run
 from tests.jobs.small import job
 
 TASKS = ("pointwise", "pairwise", "listwise")
+MARK = "RECRANKER_TEST_MARK"
 CONFIG = """
 users = {users}
 kills = 2
@@ -96,7 +99,8 @@ def test_a_drilled_service_has_the_environment_that_make_serve_gives_it() -> Non
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_no_request_is_lost_and_no_process_left(tmp_path: Path) -> None:
+def test_no_request_is_lost_and_no_process_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MARK, str(tmp_path))
     service: ServeSettings = published_run(tmp_path)
     config, found = tmp_path / "drill.toml", tmp_path / "found.json"
     config.write_text(CONFIG.format(users=USERS, run=service.run, home=service.home))
@@ -111,11 +115,24 @@ def test_no_request_is_lost_and_no_process_left(tmp_path: Path) -> None:
         ("HTTP proxy", 1),
     ]
     assert all(one["requests"] > 0 for one in written["rows"])
-    assert not [one.pid for one in psutil.process_iter() if "jobs.load.host" in " ".join(_command(one))]
+    assert left_of(str(tmp_path)) == []
 
 
-def _command(process: psutil.Process) -> list[str]:
+def left_of(mark: str) -> list[int]:
+    """Processes that were started with this mark in their environment."""
+    return [one.pid for one in psutil.process_iter() if one.pid != os.getpid() and _marked(one, mark)]
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.cmdline()
+        return process.environ().get(MARK) == mark
     except psutil.Error:
-        return []
+        return False
+
+
+def test_what_is_left_of_a_drill_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(MARK, str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert left_of(str(tmp_path)) == [process.pid]
+        process.kill()
+    assert left_of(str(tmp_path)) == []

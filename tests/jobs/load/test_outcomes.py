@@ -38,5 +38,5 @@ def test_the_cost_on_top_of_the_engine_needs_its_time() -> None:
 
 
 def test_a_rate_counts_answers_within_the_time_alone() -> None:
-    answers = [sent(0, 1.0), sent(0, 2.0), sent(0, 3.5), sent(0, 4.0), sent(0, 3.0, 503, retry_after=True)]
+    answers = [sent(0, 1.0), sent(0, 2.0), sent(0, 3.5), sent(0, 4.0), sent(0, 3.0, 503), sent(0, 3.0, degraded=True)]
     assert rate_within(answers, 2.0, 4.0) == 1.0  # those done at 2 and 3.5 s
