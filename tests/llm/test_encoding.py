@@ -52,7 +52,7 @@ def test_history_is_cut_from_its_end_by_whole_lines(shared_lm: LanguageModel, en
 
 def test_a_question_sees_what_it_alone_leaves_room_for(shared_lm: LanguageModel) -> None:
     prefix = "\n".join(["Liked:", *(f"- Film {number}" for number in range(30))])
-    short, other, long = question("short?"), question("other?"), question("long " * 30)
+    short, other, long = question("qxzqx?"), question("xqzxq?"), question("long " * 30)
     prompts = [Prompt("p", prefix, (long, short, other)), Prompt("p", prefix, (short, long)), Prompt("p", prefix, ())]
     whole = encode(Prompt("p", prefix, (short,)), shared_lm, 4096)
     most = whole.num_tokens - 1  # just too long for the short ones
