@@ -43,13 +43,27 @@ class Tree:
         return len(self.prefix_ids) + sum(len(branch.token_ids) for branch in self.branches)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Those questions of a prompt that see the same beginning of its prefix."""
+
+    tree: Tree
+    questions: tuple[int, ...]
+    """Places in the prompt of the tree's branches."""
+
+
+STEP = 32
+"""Tokens to which a question's length is rounded up where it costs a history its oldest lines, so that questions of
+about the same length see the same lines and share one computed prefix."""
+
+
 def encode(prompt: Prompt, lm: LanguageModel, max_prompt_tokens: int) -> Tree:
     """One prompt as a tree; see ``encode_all``."""
     return encode_all([prompt], lm, max_prompt_tokens)[0]
 
 
 def encode_all(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: int) -> list[Tree]:
-    """Each prompt as a tree, all texts tokenised together.
+    """Each prompt as one tree, as training computes it, all texts tokenised together.
 
     A prompt too long for ``max_prompt_tokens`` (prefix and longest branch) loses whole lines from the
     end of its prefix, where the oldest history stands; the tree says how many.
@@ -58,17 +72,58 @@ def encode_all(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: 
         ModelError: If a label is no single token or not distinct, an answer is no label, or a question
             leaves no room for any prefix.
     """
+    trees = []
+    for prompt, prefix, branches in _tokenised(prompts, lm):
+        room = _room(prompt, branches, max_prompt_tokens - len(lm.frame.head_ids))
+        trees.append(_tree(prompt, prefix, branches, room, lm))
+    return trees
+
+
+def encode_apart(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: int) -> list[list[Part]]:
+    """Per prompt the trees of its questions, each question beside as much of the prefix as it alone leaves room for.
+
+    So what one question holds, such as an item's title, never changes what another sees. Nearly always that is the
+    whole prefix and one tree.
+
+    Raises:
+        ModelError: As ``encode_all``.
+    """
+    most = max_prompt_tokens - len(lm.frame.head_ids)
+    return [_parts(prompt, prefix, branches, most, lm) for prompt, prefix, branches in _tokenised(prompts, lm)]
+
+
+def _parts(prompt: Prompt, prefix: list[int], branches: list[Branch], most: int, lm: LanguageModel) -> list[Part]:
+    _room(prompt, branches, most)
+    by_room: dict[int, list[int]] = {}
+    for number, branch in enumerate(branches):
+        by_room.setdefault(_own_room(len(prefix), len(branch.token_ids), most), []).append(number)
+    return [
+        Part(_tree(prompt, prefix, [branches[number] for number in numbers], room, lm), tuple(numbers))
+        for room, numbers in by_room.items()
+    ] or [Part(_tree(prompt, prefix, [], most, lm), ())]
+
+
+def _own_room(prefix: int, question: int, most: int) -> int:
+    """Tokens of a prefix that a question of that length sees: all, or what is left beside its rounded length."""
+    if prefix + question <= most:
+        return prefix
+    rounded = most - -(-question // STEP) * STEP
+    return rounded if rounded >= 1 else most - question
+
+
+def _tokenised(prompts: Sequence[Prompt], lm: LanguageModel) -> Iterator[tuple[Prompt, list[int], list[Branch]]]:
+    """Each prompt with its prefix's tokens and its branches; the tokenizer is called once for all texts of a kind."""
     questions = [question for prompt in prompts for question in prompt.questions]
     prefixes = plain_ids(lm.tokenizer, [prompt.prefix for prompt in prompts])
     texts = iter(plain_ids(lm.tokenizer, [question.text for question in questions]))
     label_ids = _label_ids(lm.tokenizer, questions)
-    trees = []
     for prompt, prefix in zip(prompts, prefixes, strict=True):
-        branches = _branches(prompt, texts, lm.frame.tail_ids, label_ids)
-        room = _room(prompt, branches, max_prompt_tokens - len(lm.frame.head_ids))
-        kept, cut_lines = (prefix, 0) if len(prefix) <= room else _cut(lm.tokenizer, prompt.prefix, room)
-        trees.append(Tree(prompt.prompt_id, [*lm.frame.head_ids, *kept], branches, cut_lines))
-    return trees
+        yield prompt, prefix, _branches(prompt, texts, lm.frame.tail_ids, label_ids)
+
+
+def _tree(prompt: Prompt, prefix: list[int], branches: list[Branch], room: int, lm: LanguageModel) -> Tree:
+    kept, cut_lines = (prefix, 0) if len(prefix) <= room else _cut(lm.tokenizer, prompt.prefix, room)
+    return Tree(prompt.prompt_id, [*lm.frame.head_ids, *kept], branches, cut_lines)
 
 
 def _branches(

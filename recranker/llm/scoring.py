@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
-from recranker.llm.encoding import Branch, Tree, encode_all
+from recranker.llm.encoding import Branch, Tree, encode_apart
 from recranker.llm.model import LanguageModel
 from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
 from recranker.llm.settings import LLMSettings
@@ -89,16 +89,27 @@ class TreeScorer:
 
     def score_with_cost(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """As ``score``, with the tokens computed and the lines cut per prompt."""
-        trees = encode_all(prompts, self.lm, self._max_prompt_tokens)
-        answers: list[dict[int, NDArray[np.float64]]] = [{} for _ in trees]
+        parts = [
+            (index, part)
+            for index, found in enumerate(encode_apart(prompts, self.lm, self._max_prompt_tokens))
+            for part in found
+        ]
+        trees = [part.tree for _, part in parts]
+        answers: list[dict[int, NDArray[np.float64]]] = [{} for _ in prompts]
+        tokens, cut_lines = [0] * len(prompts), [0] * len(prompts)
         work = Work(trees, self._token_budget, self._states(trees))
         self.lm.model.eval()
         with torch.inference_mode():
-            for tree, question, logits in BACKENDS[self.backend](self.lm, work):
-                answers[tree][question] = _log_probabilities(logits, trees[tree].prompt_id, question)
+            for tree, branch, logits in BACKENDS[self.backend](self.lm, work):
+                index, part = parts[tree]
+                question = part.questions[branch]
+                answers[index][question] = _log_probabilities(logits, prompts[index].prompt_id, question)
+        for (index, part), computed in zip(parts, work.tokens, strict=True):
+            tokens[index] += computed
+            cut_lines[index] = max(cut_lines[index], part.tree.cut_lines)
         return [
-            Scored([found[index] for index in range(len(tree.branches))], tokens, tree.cut_lines)
-            for tree, found, tokens in zip(trees, answers, work.tokens, strict=True)
+            Scored([answers[index][number] for number in range(len(prompt.questions))], tokens[index], cut_lines[index])
+            for index, prompt in enumerate(prompts)
         ]
 
     @contextmanager

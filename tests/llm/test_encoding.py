@@ -2,7 +2,7 @@ import pytest
 
 from recranker.errors import ModelError
 from recranker.llm.chat import plain_ids
-from recranker.llm.encoding import encode, encode_all
+from recranker.llm.encoding import STEP, encode, encode_all, encode_apart
 from recranker.llm.model import LanguageModel
 from recranker.tasks.protocol import Prompt, Question
 
@@ -48,6 +48,30 @@ def test_history_is_cut_from_its_end_by_whole_lines(shared_lm: LanguageModel, en
     one_more = "\n".join(lines[: len(lines) - tree.cut_lines + 1]) + ending
     needed = len(shared_lm.frame.head_ids) + len(plain_ids(shared_lm.tokenizer, [one_more])[0]) + longest
     assert len(tree.prefix_ids) + longest <= limit < needed
+
+
+def test_a_question_sees_what_it_alone_leaves_room_for(shared_lm: LanguageModel) -> None:
+    prefix = "\n".join(["Liked:", *(f"- Film {number}" for number in range(30))])
+    short, other, long = question("qxzqx?"), question("xqzxq?"), question("long " * 30)
+    prompts = [Prompt("p", prefix, (long, short, other)), Prompt("p", prefix, (short, long)), Prompt("p", prefix, ())]
+    whole = encode(Prompt("p", prefix, (short,)), shared_lm, 4096)
+    most = whole.num_tokens - 1  # just too long for the short ones
+    apart, alone, none = encode_apart(prompts, shared_lm, most)
+    assert [part.questions for part in apart] == [(0,), (1, 2)]
+    assert [part.questions for part in alone] == [(0,), (1,)]
+    assert apart[1].tree.prefix_ids == alone[0].tree.prefix_ids
+    assert len(apart[0].tree.prefix_ids) < len(apart[1].tree.prefix_ids) < len(whole.prefix_ids)
+    for part in apart:
+        reserved = STEP * -(-len(part.tree.branches[0].token_ids) // STEP)
+        assert len(part.tree.prefix_ids) <= most - reserved
+    assert [(part.questions, part.tree.branches) for part in none] == [((), [])]
+
+
+def test_where_the_history_fits_all_questions_share_one_tree(shared_lm: LanguageModel) -> None:
+    prompt = Prompt("p", "Liked:\n- Alien", (question("a?"), question("long " * 60)))
+    whole = encode(prompt, shared_lm, 4096)
+    most = len(whole.prefix_ids) + max(len(branch.token_ids) for branch in whole.branches)
+    assert [(part.tree, part.questions) for part in encode_apart([prompt], shared_lm, most)[0]] == [(whole, (0, 1))]
 
 
 def test_a_prompt_that_just_fits_is_not_cut(shared_lm: LanguageModel) -> None:

@@ -174,3 +174,18 @@ def test_what_one_item_is_called_changes_no_other_items_answer(
         after = ask(" ".join(random.choice(WORDS, size=random.integers(1, 40))))
         assert np.abs(after[0] - before[0]).max() > 1e-4
         assert np.abs(np.array(after[1:]) - np.array(before[1:])).max() <= tolerance
+
+
+@pytest.mark.parametrize("backend", ["packed", "kv", "plain"])
+def test_a_long_question_takes_no_history_from_the_others(shared_lm: LanguageModel, backend: str) -> None:
+    settings = LLMSettings(model="tiny", device="cpu", backend=backend, max_prompt_tokens=200)
+    scorer = make_scorer(shared_lm, settings)
+    history = "\n".join(f"- Film {number}" for number in range(60))
+    usual = [Question("pointwise", f"Like {title}?", ("No", "Yes"), (title,)) for title in ("Heat", "Ran", "Alien")]
+    hostile = Question("pointwise", "Like " + "x" * 100, ("No", "Yes"), ("x",))
+    alone, beside = scorer.score_with_cost(
+        [Prompt("p", history, tuple(usual)), Prompt("p", history, (usual[0], hostile, *usual[1:]))]
+    )
+    others = [beside.log_probabilities[place] for place in (0, 2, 3)]
+    np.testing.assert_allclose(others, alone.log_probabilities, rtol=0, atol=1e-5)
+    assert beside.cut_lines > alone.cut_lines > 0
