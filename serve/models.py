@@ -45,6 +45,8 @@ class Loaded:
     scorer: TreeScorer
     probe: Prompt
     """A tiny one, for health checks."""
+    difference: float
+    """Greatest of golden answers, nats."""
     touched: float = field(default_factory=time.monotonic)
     """When it was last asked for, in seconds of ``time.monotonic``."""
 
@@ -208,7 +210,10 @@ class Models:
                 self._refused[key] = _Refused(error, time.monotonic())
                 return error
             found.touched = time.monotonic()
-            logger.info("task %s: model of run %s loaded in %.1f s", self.task, found.run.name, found.touched - started)
+            logger.info(
+                "task %s: model of run %s loaded in %.1f s, golden answers reproduced within %.1g nats",
+                *(self.task, found.run.name, found.touched - started, found.difference),
+            )
             self._held[key] = found
             return found
 
@@ -251,9 +256,8 @@ def load_checked(task: TaskName, run: ServedRun, cache: Path) -> Loaded:
         merge_adapter(lm)  # before the check, so that what is checked is what answers
     with refusing("golden_answers"):
         difference = check_adapter(lm, folder, run.llm)
-    logger.info("task %s: golden answers reproduced within %.1g nats on %s", task, difference, lm.device)
     probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])
-    return Loaded(run, make_scorer(lm, run.llm), probe)
+    return Loaded(run, make_scorer(lm, run.llm), probe, difference)
 
 
 async def _already(error: RefusedRunError) -> RefusedRunError:

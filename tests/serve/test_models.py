@@ -43,7 +43,7 @@ class Loads:
         with refusing("golden_answers"):
             if run.name in self.broken:
                 raise ModelError("planted")
-        return Loaded(run, None, Prompt("health", "", ()))  # type: ignore[arg-type]
+        return Loaded(run, None, Prompt("health", "", ()), 0.0)  # type: ignore[arg-type]
 
 
 class Given:
