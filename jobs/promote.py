@@ -14,7 +14,7 @@ import argparse
 import logging
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,45 +39,46 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 
 def promote(run: ServedRun, registry: Registry, name: str, cache: Path, parsed: argparse.Namespace) -> None:
-    """Check ``run``, register it, hand it to a service where asked, and make it champion.
+    """Check ``run``, let a service go over to it where asked, and make it champion.
 
     Raises:
         RecrankerError: If a check fails, the service refuses, or MLflow cannot be reached; the champion stays then.
     """
-    champion = registry.champion(name)
-    if champion is not None and is_same(run, champion):
-        print(f"{run.name} is the champion already: {champion.uri}")
-        version = champion
-    else:
-        tags = _checked(run, champion, cache, parsed)
-        if parsed.dry_run:
-            print("nothing was registered")
-            return
+    champion, tell = registry.champion(name), service_at(parsed.serve, parsed.timeout) if parsed.serve else None
+    is_champion = champion is not None and is_same(run, champion)
+    tags = {} if is_champion else _checked(run, champion, cache, parsed)
+    if parsed.dry_run:
+        print("nothing was registered")
+        return
+    if tell is not None:
+        tell(run)
+    if not is_champion:
         version = registry.register(name, run.uri, {**tags, "commit": commit_of(ROOT)})
-    if parsed.serve:
-        serve(run, parsed.serve, parsed.timeout)
-    if version is not champion:
         registry.crown(version, instead_of=champion)
-        print(f"{run.name} is the champion: {version.uri}")
-    if not parsed.serve:
-        print(f"Next: python -m jobs.promote {parsed.run} --serve   a running service goes over to it")
-    print(f"In serve/config.yaml, run: models:/{name}@{CHAMPION} lets a service start with it")
+    print(f"{run.name} is the champion{' already' if is_champion else ''}, models:/{name}@{CHAMPION}")
+    if tell is None:
+        print(f"Next: python -m jobs.promote {parsed.run} --serve   lets a running service go over to it")
 
 
-def serve(run: ServedRun, dashboard: str, timeout_s: float) -> None:
-    """Let a running service go over to ``run``; returns once it answers.
+def service_at(dashboard: str, timeout_s: float) -> Callable[[ServedRun], None]:
+    """What lets the service behind a dashboard go over to a run, and returns once the run answers.
 
     Raises:
-        ServiceError: If there is none, or it refuses the run; what answered before still does.
+        ServiceError: If there is no service; or, when called, if it refuses the run, and what answered before goes on.
     """
     api = serve_api(dashboard)
-    service, handover = find_service(api), uuid.uuid4().hex[:12]
+    service = find_service(api)
     readyz = partial(look, service.url, read_token(service.settings))
     state = readyz().model
-    hand_over(api, service, run, otherwise=serves_now(service, state), handover=handover)
-    logger.info("%s loads %s beside %s", service.url, run.name, state.run if state else "what it serves")
-    wait_until_served(run, handover, readyz, routers=service.settings.routers, timeout_s=timeout_s)
-    print(f"{service.url} answers with {run.name} (tuning {run.tuning})")
+
+    def tell(run: ServedRun) -> None:
+        handover = uuid.uuid4().hex[:12]
+        hand_over(api, service, run, otherwise=serves_now(service, state), handover=handover)
+        logger.info("%s loads %s beside %s", service.url, run.name, state.run if state else "what it serves")
+        wait_until_served(run, handover, readyz, routers=service.settings.routers, timeout_s=timeout_s)
+        print(f"{service.url} answers with {run.name} (tuning {run.tuning})")
+
+    return tell
 
 
 def show(registry: Registry, name: str) -> None:

@@ -6,9 +6,11 @@ Nothing else differs, so Serve restarts nothing; routers and task replicas are t
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -24,6 +26,8 @@ logger = logging.getLogger("recranker.jobs")
 BUILDER = "serve.app:build"
 """``import_path`` of our application."""
 ROUTER = "router"
+RAY_TOKEN = "~/.ray/auth_token"
+"""Where Ray keeps the token that clusters started by this user ask for."""
 ASK_S = 0.5
 """Seconds between two looks at /readyz."""
 
@@ -82,12 +86,19 @@ def serve_api(address: str) -> ServeApi:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     try:
-        api: ServeApi = ServeSubmissionClient(address)
+        api: ServeApi = ServeSubmissionClient(address, headers=ray_token())
     except Exception as error:  # of half a dozen kinds
         raise ServiceError(
-            f"no Ray dashboard at {address}: {first_line(error)}; name the one of the service: --serve http://HOST:8265"
+            f"no Ray dashboard at {address}: {first_line(error)}; name that of the service: --serve http://HOST:8265"
         ) from None
     return api
+
+
+def ray_token() -> dict[str, str]:
+    """The header by which a Ray cluster knows its user, so that RAY_AUTH_MODE need not be set; none without a token."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", RAY_TOKEN)).expanduser()
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="utf-8") if path.is_file() else "")
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
 def find_service(api: ServeApi) -> Service:

@@ -71,7 +71,7 @@ def test_the_first_run_and_then_a_better_one_become_champion(given: Given, capsy
     assert given.promote("one") == 0
     printed = capsys.readouterr().out
     assert "calibration error 0.020, golden answers reproduced: joint" in printed
-    assert f"one is the champion: models:/{given.model}/1" in printed
+    assert f"one is the champion, models:/{given.model}@champion" in printed
     assert "Next: python -m jobs.promote one --serve" in printed
     given.run("two", GOOD, seed=1)
     assert given.promote("two") == 0
@@ -168,16 +168,18 @@ def test_the_champion_stays_where_the_service_refuses(
     given.promote("one")
     given.run("two", GOOD, seed=1)
 
-    def refuse(*_: Any) -> None:
+    def refuse(_: Any) -> None:
         raise ServiceError("the service refused run 'two'")
 
-    monkeypatch.setattr(promote, "serve", refuse)
+    monkeypatch.setattr(promote, "service_at", lambda *_: refuse)
     assert given.promote("two", "--serve") == 2
     assert "the service refused run 'two'" in capsys.readouterr().err
     assert given.champion == "one"
-    monkeypatch.setattr(promote, "serve", lambda *_: None)
+    told: list[str] = []
+    monkeypatch.setattr(promote, "service_at", lambda *_: lambda run: told.append(run.name))
     assert given.promote("two", "--serve") == 0
-    assert given.champion == "two"
+    assert (given.champion, told) == ("two", ["two"])
+    assert len(given.registry.versions(given.model)) == 2
 
 
 def test_a_settings_file_names_the_run_and_the_data_name_the_model(
