@@ -132,12 +132,13 @@ class Router:
         asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
         scored = await self._scored(planned, deadline, asked.model)
         response = respond(asked, _answers(asked, scored), request, run)
+        response = response.model_copy(update={"user": user, "plan": planned.message()})
         self._count(planned, scored, response)
         self.shadow.after(request, response, run)
         influences = (
             await self._influences(asked, scored, response, request, deadline, run) if request.explain else None
         )
-        return response.model_copy(update={"user": user, "influences": influences, "plan": planned.message()})
+        return response.model_copy(update={"influences": influences})
 
     async def _completed(
         self, request: RankRequest, deadline: float, served: Served

@@ -66,7 +66,7 @@ class Shadow:
         shadow = self.settings.shadow
         if self._is_off or shadow is None or not is_chosen(request, shadow.share):
             return
-        if response.order != "fused" or response.degraded:
+        if response.order != "fused" or response.degraded or response.plan:
             self._count("degraded")
         elif self._asking is not None and not self._asking.done():
             self._count("busy")

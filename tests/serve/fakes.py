@@ -76,7 +76,7 @@ class Answered:
     cut_lines: int = 0
 
 
-class Batched:
+class Batched(Evenly):
     """Takes its time for one prompt after the other, and notes how many candidates each list has that it computes."""
 
     def __init__(self, notes: str, seconds: float) -> None:
@@ -91,5 +91,5 @@ class Batched:
         time.sleep(self.seconds)
         return [Answered([even(one) for one in prompt.questions]) for prompt in prompts]
 
-    async def score(self, prompt: Prompt) -> Scored:
+    async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         return replace(await self.batcher.score(prompt), cost=None)  # the router is to find out by waiting

@@ -81,6 +81,7 @@ def deploy(url: str, **settings: Any) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_swap_and_a_refused_one_lose_no_request(url: str, tmp_path: Path) -> None:
     settings = finished_run(tmp_path)
     good = run_at(another_run(tmp_path, "good").uri)

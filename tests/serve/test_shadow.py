@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recranker.tasks.protocol import Prompt
+from serve.messages import Plan
 from serve.router import Router
 from serve.scored import Scored
 from serve.settings import ServeSettings, ShadowSettings
@@ -99,6 +100,24 @@ def test_agreement_of_both_orders_is_counted(tmp_path: Path) -> None:
     assert (found["tau at most 0.6"], found["tau at most 0.7"]) == (0.0, 1.0)  # (5 - 1) / 6
     # depths agree 0, 1, 1, 1
     assert found["rbo"] == pytest.approx(0.9**4 + (0.1 / 0.9) * (0.9**2 + 0.9**3 + 0.9**4))
+
+
+def test_an_answer_for_which_fewer_pairs_were_asked_is_not_compared(tmp_path: Path) -> None:
+    run, other = run_named(tmp_path, "a"), run_named(tmp_path, "b")
+    settings = ServeSettings(run="a", home=str(tmp_path), shadow=ShadowSettings(run=other.uri, share=1.0))
+    task = Opinion(float, float)
+
+    async def play() -> Router:
+        router = Router(settings, run, {one: task for one in run.tasks})  # type: ignore[misc]
+        response = await router.rank(request(**SENT))
+        await asyncio.gather(*([router.shadow._asking] if router.shadow._asking else []))
+        task.asked.clear()
+        router.shadow.after(request(**SENT), response.model_copy(update={"plan": Plan(pairs_asked=3)}), run)
+        return router
+
+    registry = asyncio.run(play()).metrics.registry
+    assert registry.get_sample_value("recranker_shadow_requests_total", {"outcome": "degraded"}) == 1.0
+    assert task.asked == []
 
 
 @pytest.mark.parametrize(
