@@ -37,7 +37,7 @@ PARAMS_PER_CALL = 100
 RETRY_AFTER_S = 60.0
 """Wait before an unreachable store is tried again."""
 KEY_TAG = "recranker.key"
-"""Tag by which a run is known again after its process was killed."""
+"""Tag by which a run that did not finish is known again."""
 MAX_KEPT = 10_000
 """Calls kept for a store that cannot be reached; later ones are counted and dropped."""
 ENVIRONMENT = {
@@ -158,7 +158,7 @@ class Tracker:
     ) -> Iterator[StageRun]:
         """An open run that stage runs may name as their parent; itself under ``parent_id`` where it is one of many.
 
-        A run that was left open under the same ``key`` by a process that is gone is taken up.
+        A run under the same ``key`` that failed, or whose process was killed, is taken up.
         """
         with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}, key) as run:
             yield run
@@ -176,7 +176,8 @@ class Tracker:
     ) -> Iterator[StageRun]:
         """An open run under ``parent_id``, with the fingerprint of each stage it reads as a data set input.
 
-        A run that was left open under the same ``key`` is taken up, and steps it holds are not recorded twice.
+        A run under the same ``key`` that failed, or whose process was killed, is taken up, and steps it holds are not
+        recorded twice.
         """
         with self._run(name, params, {**(tags or {}), **_parent_tag(parent_id)}, key) as run:
             if fingerprints:
@@ -218,17 +219,19 @@ class Tracker:
             self._write("settings", _params_call(run, pairs[start : start + PARAMS_PER_CALL]))
 
     def _take_up(self, run: _Run, client: MlflowClient, key: str, tags: dict[str, str]) -> bool:
-        """Go on with the run of the same key that a killed process left open, if there is one."""
-        query = f"attributes.status = 'RUNNING' AND tags.`{KEY_TAG}` = '{key}'"
-        left = client.search_runs([self._experiment_id], query, max_results=1)
+        """Go on with the newest run of the same key that did not finish, if there is one."""
+        query = f"attributes.status != 'FINISHED' AND tags.`{KEY_TAG}` = '{key}'"
+        newest = ["attributes.start_time DESC"]
+        left = client.search_runs([self._experiment_id], query, max_results=1, order_by=newest)
         mine = {one.id for one in self._runs.values()}
         if not left or left[0].info.run_id in mine:
             return False
         run.id = left[0].info.run_id
+        client.update_run(run.id, status="RUNNING")
         run.stored = {name: client.get_metric_history(run.id, name)[-1].step for name in left[0].data.metrics}
         for tag, value in tags.items():
             client.set_tag(run.id, tag, value)
-        logger.info("MLflow run %s was left open by a process that is gone; it is gone on with", run.id)
+        logger.info("MLflow run %s was left unfinished; this goes on with it", run.id)
         return True
 
     def _end(self, run: StageRun, status: str) -> None:

@@ -114,7 +114,7 @@ def test_status_tells_how_the_run_ended(error: type[BaseException], status: str,
     assert client.get_run(run.run_id).info.status == status
 
 
-def test_a_run_that_a_killed_process_left_open_is_gone_on_with_and_holds_every_step_once(uri: str, client: Any) -> None:
+def test_a_run_that_did_not_finish_is_gone_on_with_and_holds_every_step_once(uri: str, client: Any) -> None:
     killed = """
 import os, sys
 from recranker.tracking import Tracker
@@ -130,6 +130,10 @@ with Tracker(sys.argv[1], "killed").stage_run("a", None, {"x": 1}, {"prepare": "
     tracker = Tracker(uri, "killed")
     with tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, key="other") as other:
         pass
+    failed = tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, key="k")
+    with pytest.raises(ZeroDivisionError), failed as run:
+        raise ZeroDivisionError
+    assert (run.run_id, client.get_run(left).info.status) == (left, "FAILED")
     with tracker.stage_run("a", None, {"x": 1}, {"prepare": "0"}, {"commit": "new"}, key="k") as run:
         for step, loss in ((2, 2.0), (3, 1.0)):
             run.log_metrics({"loss": loss}, step=step)
