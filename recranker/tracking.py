@@ -59,6 +59,8 @@ class _Run:
     """MLflow's id, once the store has been reached."""
     stored: dict[str, int] | None = None
     """Last step of each metric it held when it was taken up; None: it was begun here."""
+    is_open: bool = True
+    """Whether its block has not ended."""
 
 
 @dataclass
@@ -223,7 +225,7 @@ class Tracker:
         query = f"attributes.status != 'FINISHED' AND tags.`{KEY_TAG}` = '{key}'"
         newest = ["attributes.start_time DESC"]
         left = client.search_runs([self._experiment_id], query, max_results=1, order_by=newest)
-        mine = {one.id for one in self._runs.values()}
+        mine = {one.id for one in self._runs.values() if one.is_open}
         if not left or left[0].info.run_id in mine:
             return False
         run.id = left[0].info.run_id
@@ -236,6 +238,7 @@ class Tracker:
 
     def _end(self, run: StageRun, status: str) -> None:
         ended = _now_ms()
+        run._run.is_open = False
         self._write(f"end of run, {status}", lambda client: client.set_terminated(run._known_id(), status, ended))
         self._open -= 1
         if self._open == 0:
