@@ -143,7 +143,7 @@ class Attack:
 @contextmanager
 def under_attack(folder: Path, token: str | None = None, **settings: Any) -> Iterator[Attack]:
     """A router over published users, whose tasks are moody, and everything around it."""
-    values = {"run": "toy", "request_timeout_s": 5.0, "body_timeout_s": 1.0, "max_attempts": 2, **settings}
+    values = {"run": "toy", "body_timeout_s": 1.0, "max_attempts": 2, **settings}
     handles: Any = {task: Moody(task) for task in TASKS}
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         patch.setattr(router, "running_replicas", lambda: dict.fromkeys(TASKS, 1))
