@@ -17,7 +17,11 @@ from tests.serve.fake_service import FakeService, send
 ODD = st.characters(categories=("Cc", "Cf", "Co", "Cn", "Mn", "Me", "Zl", "Zp", "Zs", "Sk", "Lm", "No", "So"))
 HALF = st.characters(categories=("Cs",))
 PIECES = st.one_of(st.sampled_from(TITLES), st.text(max_size=30), st.text(ODD, max_size=30), st.text(HALF, max_size=2))
-IDS = st.one_of(PIECES.map(lambda text: text[:200]), st.integers(0, 12).map(lambda place: f"i{place}"))
+IDS = st.one_of(
+    # ids come back, and among the texts that hypothesis tries are the constants of this code
+    PIECES.map(lambda text: text[:200]).filter(lambda text: CANARY not in text.lower()),
+    st.integers(0, 12).map(lambda place: f"i{place}"),
+)
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.none()
 RATINGS = st.sampled_from((1, 2.5, 3, 4, 5)) | NUMBERS
 
@@ -107,10 +111,11 @@ def attack_with(folder: Path, cases: int) -> Attack:
         @given(CASES)
         def one(case: tuple[str, Any]) -> None:
             path, body = case
+            echoes = '"return_documents": true' in (body if isinstance(body, str) else json.dumps(body))
             if isinstance(body, str):
-                attack.send(path, content=body.encode("utf-8", "surrogatepass"))
+                attack.send(path, content=body.encode("utf-8", "surrogatepass"), echoes=echoes)
             else:
-                attack.send(path, body, echoes=bool(body.get("return_documents")))
+                attack.send(path, body, echoes=echoes)
 
         one()
         for title in TITLES:  # each as it stands
