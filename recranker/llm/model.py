@@ -254,7 +254,8 @@ def base_of(lm: LanguageModel) -> Any:
 
 def is_sharded(lm: LanguageModel) -> bool:
     """Whether each worker holds a part of every weight (ZeRO-3), which only calls of whole modules gather."""
-    return any(hasattr(weight, "ds_id") for weight in lm.model.parameters())  # DeepSpeed's own mark
+    head = lm.model.get_output_embeddings()
+    return hasattr(getattr(head, "weight", None), "ds_id")  # DeepSpeed's mark on every weight it shards
 
 
 def remove_adapter(lm: LanguageModel) -> None:

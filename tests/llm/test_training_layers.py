@@ -63,7 +63,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     assert any("lora_" in name for name in found)
     for name, one in found.items():
-        assert float((one - wanted[name]).norm()) < 1e-5 * float(wanted[name].norm()), name
+        assert float((one - wanted[name]).norm()) < 2e-5 * float(wanted[name].norm()), name
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)

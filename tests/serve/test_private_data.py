@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from serve.histories import LookupFailedError
+from serve.planner import Planned
+from serve.wanted import ModelKey
 from tests.serve.attack import CANARY, Attack, under_attack
 
 TOKEN = "right"
@@ -63,11 +65,11 @@ def _with_store_that(raises: Exception) -> Send:
 def _failing(attack: Attack, number: str) -> Any:
     """A fault of the router itself, whose message quotes a title."""
 
-    async def answers(asked: Any, deadline: float) -> None:
-        raise KeyError(asked.candidates[0].title)
+    async def scored(planned: Planned, deadline: float, model: ModelKey) -> None:
+        raise KeyError(str(planned.prompts))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attack.service, "_answers", answers)
+        patch.setattr(attack.service, "_scored", scored)
         batch = sends("/v1/rank:batch", body={"requests": [{"candidates": TWO}]})(attack, number)
         assert batch.json()["answers"][0]["status"] == 500
         with pytest.raises(AssertionError, match="internal_error") as told:
