@@ -47,12 +47,14 @@ def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskN
 def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> Application:
     """One task: replicas of its own, each with the base model and the adapter that answers this task."""
     replicas = settings.replicas_of(task)
+    # the engine runs in a thread, for which what torch was told in another does not hold
+    threads = {"env_vars": {"OMP_NUM_THREADS": str(run.llm.threads)}}
     deployment = serve.deployment(
         TaskReplica,
         name=task,
         **_number(replicas),
         max_ongoing_requests=settings.max_ongoing_requests,
-        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus, "runtime_env": threads},
         health_check_period_s=10,
         health_check_timeout_s=30,
         user_config=run.wanted.model_dump(),
