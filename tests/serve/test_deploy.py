@@ -67,7 +67,9 @@ def test_deployments_and_their_options_survive_build_and_deploy(file: str, tmp_p
         else:
             assert (scaling.min_replicas, scaling.max_replicas) == (wanted.fewest, wanted.most)
             assert scaling.target_ongoing_requests == wanted.target_ongoing_requests
-        assert found[task].ray_actor_options == {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}  # as many as llm.threads of the run
+        resources = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
+        assert found[task].ray_actor_options == {**resources, "runtime_env": threads}
         assert found[task].max_ongoing_requests == settings.max_ongoing_requests
         assert found[task].max_queued_requests == settings.max_queued_requests
     most = max(settings.replicas_of(task).most for task in TASKS)  # type: ignore[arg-type]
