@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grown = commands.choices["instructions"]
     grown.add_argument("--users", type=int, nargs="+", metavar="N", help="how many users, a round for each")
     ranked.add_argument("--candidates", type=int, nargs="+", metavar="N", help="lengths of the lists")
-    parsed = parse(parser, None if arguments is None else list(arguments))
+    parsed = parse(parser, arguments)
     return guarded(lambda: _main(parsed))
 
 

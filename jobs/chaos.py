@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("serving", help=about, description=about)
     add_arguments(command, CONFIG)
     command.add_argument("--kills", type=int, metavar="N", help="kills of task replicas (30 where nothing is said)")
-    parsed = parse(parser, None if arguments is None else list(arguments))
+    parsed = parse(parser, arguments)
     held: list[bool] = []
     code = guarded(lambda: held.append(_main(parsed)))
     return code or int(not all(held))

@@ -1,6 +1,7 @@
 """The command line of jobs that measure: a settings file or changes to one, ``--dry-run``, ``--json FILE``."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser, config: Path) -> None:
     command.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to FILE")
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with settings that stand behind an option too."""
     parsed, further = parser.parse_known_args(arguments)
     parsed.arguments += [one for one in further if not one.startswith("-")]

@@ -23,9 +23,10 @@ from jobs.settings import JobSettings
 from jobs.sources import ROOT
 from jobs.stage import commit_of, guarded, home_of, store_of
 from recranker.errors import SettingsError
-from recranker.registry import CHAMPION, Registry, Version, model_name, registry_uri
+from recranker.registry import CHAMPION, Registry, Version, model_name
 from recranker.settings import load_settings
 from recranker.store import Store
+from recranker.tracking import tracking_uri
 from serve.checks import Rules, check, is_same, record
 from serve.handover import find_service, hand_over, look, serve_api, serves_now, wait_until_served
 from serve.router import read_token
@@ -135,12 +136,11 @@ def _found(named: str, overrides: list[str], registry: str | None) -> tuple[Serv
     if named.endswith(".toml"):
         settings = load_settings(JobSettings, named, overrides)
         home, uri = home_of(settings), registry or settings.tracking.uri
-        return run_at(store_of(settings).uri), Registry(registry_uri(uri, str(home))), home / "cache"
+        return run_at(store_of(settings).uri), Registry(tracking_uri(uri, home)), home / "cache"
     if overrides:
         raise SettingsError(f"{' '.join(overrides)} goes with a settings file, not with the finished run {named!r}")
     serving = ServeSettings(run=named, registry=registry)
-    home = Path(serving.home).expanduser().resolve()
-    return read_run(serving), Registry(registry_uri(registry, str(home))), home / "cache"
+    return read_run(serving), Registry(tracking_uri(registry, serving.folder)), serving.cache
 
 
 def _checked(run: ServedRun, champion: Version | None, cache: Path, parsed: argparse.Namespace) -> dict[str, str]:

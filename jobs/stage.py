@@ -26,7 +26,7 @@ from recranker.progress import Bar
 from recranker.schema import TABLES_OF, TableSchema
 from recranker.settings import load_settings, settings_hash
 from recranker.store import Manifest, Origin, StageWriter, Store, outside_fingerprint, write_atomically
-from recranker.tracking import StageRun, Tracker
+from recranker.tracking import StageRun, Tracker, tracking_uri
 
 logger = logging.getLogger("recranker.jobs")
 
@@ -164,8 +164,7 @@ def store_of(settings: JobSettings) -> Store:
 
 def tracker_of(settings: JobSettings) -> Tracker:
     """Where this run is recorded."""
-    uri = settings.tracking.uri or f"sqlite:///{home_of(settings) / 'mlflow.db'}"
-    return Tracker(uri, settings.tracking.experiment)
+    return Tracker(tracking_uri(settings.tracking.uri, home_of(settings)), settings.tracking.experiment)
 
 
 def current(stage: Stage, settings: JobSettings, store: Store) -> tuple[Origin, Manifest | None]:

@@ -6,7 +6,6 @@ nothing is ever loaded through MLflow: who serves a version reads the run, and r
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recranker.errors import TrackingError
@@ -147,11 +146,6 @@ class Registry:
                 "try again"
             )
         ask(self.uri, lambda client: client.set_registered_model_alias(version.name, CHAMPION, str(version.number)))
-
-
-def registry_uri(uri: str | None, home: str) -> str:
-    """The store that a setting names, or the database in the folder everything is kept in."""
-    return uri or f"sqlite:///{Path(home) / 'mlflow.db'}"
 
 
 def model_name(data: str) -> str:

@@ -142,7 +142,6 @@ class Tracker:
     _client: MlflowClient | None = field(default=None, init=False)
     _experiment_id: str = field(default="", init=False)
     _retry_at: float = field(default=0.0, init=False)
-    _open: int = field(default=0, init=False)
     _dropped: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +190,6 @@ class Tracker:
         """A run whose status tells how the block ended: FINISHED, FAILED, or KILLED by an interrupt."""
         run = StageRun(self, _Run(f"pending-{uuid4().hex}"))
         self._runs[run.run_id] = run._run
-        self._open += 1
         self._create(run._run, name, params, tags, key)
         status = "KILLED"
         try:
@@ -240,8 +238,7 @@ class Tracker:
         ended = _now_ms()
         run._run.is_open = False
         self._write(f"end of run, {status}", lambda client: client.set_terminated(run._known_id(), status, ended))
-        self._open -= 1
-        if self._open == 0:
+        if not any(one.is_open for one in self._runs.values()):
             self._finish()
 
     def _resolved(self, value: str) -> str:
@@ -304,6 +301,11 @@ class Tracker:
             self._experiment_id = _experiment_id(client, self.experiment, _artifact_root(self.uri))
             self._client = client
         return self._client
+
+
+def tracking_uri(uri: str | None, home: Path) -> str:
+    """The store that a setting names, or the database in the folder everything is kept in."""
+    return uri or f"sqlite:///{home / 'mlflow.db'}"
 
 
 def ask(uri: str, call: Callable[[MlflowClient], Answer], *, create: bool = False) -> Answer:

@@ -274,7 +274,7 @@ def measured_model(task: TaskName, run: ServedRun, settings: ServeSettings, engi
     Raises:
         RefusedRunError: If it cannot be used.
     """
-    lm = verified_model(task, run, Path(settings.home).expanduser() / "cache")
+    lm = verified_model(task, run, settings.cache)
     scorer = make_scorer(lm, run.llm)
     probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])
     with refusing("not_loaded"):

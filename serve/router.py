@@ -90,7 +90,7 @@ class Router:
         return self.swap.served.users
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve's call: serve the run that ``user_config`` names (``serve.source.Wanted``)."""
+        """Ray Serve's call: serve the run that ``user_config`` names (``serve.wanted.Wanted``)."""
         await self.swap.follow(user_config)
 
     async def rank(self, request: RankRequest, deadline: float | None = None) -> RankResponse:
@@ -219,9 +219,9 @@ class Router:
     async def readiness(self) -> Readiness:
         """Whether every task has a running replica, as Serve's controller counts them.
 
-        A replica runs once it is constructed, and it is constructed only if its model has reproduced the golden answers
-        of its adapter (``serve/tasks.py``). While the controller is away nothing is replaced, and what was seen last
-        still answers.
+        A replica runs once it has been told what to serve, and has a model that reproduced the golden answers of its
+        adapter (``serve/models.py``). While the controller is away nothing is replaced, and what was seen last still
+        answers.
         """
         try:
             async with asyncio.timeout(STATUS_S):

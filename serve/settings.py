@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from pydantic import Field, model_validator
@@ -123,6 +124,16 @@ class ServeSettings(Settings):
 
     shadow: ShadowSettings | None = None
     """A challenger beside the run; task replicas then hold a second model, and rank with it when they are idle."""
+
+    @property
+    def folder(self) -> Path:
+        """``home`` as a path."""
+        return Path(self.home).expanduser().resolve()
+
+    @property
+    def cache(self) -> Path:
+        """Where downloaded and converted models are kept."""
+        return self.folder / "cache"
 
     def replicas_of(self, task: TaskName) -> Replicas:
         """Number and resources of a task's replicas."""

@@ -11,12 +11,13 @@ from recranker.data.settings import DataSettings
 from recranker.errors import DataError
 from recranker.llm.settings import LLMSettings
 from recranker.ranking.calibration import Calibrations
-from recranker.registry import MODELS, Registry, registry_uri
+from recranker.registry import MODELS, Registry
 from recranker.settings import check_settings
 from recranker.store import Store
 from recranker.tasks.protocol import RatingScale
 from recranker.tasks.settings import InstructSettings, TaskName
 from recranker.tasks.wording import Templates
+from recranker.tracking import tracking_uri
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey, Wanted
 
@@ -94,8 +95,7 @@ def read_wanted(wanted: Wanted, settings: ServeSettings) -> ServedRun:
     """
     if not wanted.run.startswith(MODELS):
         return run_at(run_uri(wanted.run, settings.home), wanted.tuning)
-    home = str(Path(settings.home).expanduser().resolve())
-    found = Registry(registry_uri(settings.registry, home)).find(wanted.run)
+    found = Registry(tracking_uri(settings.registry, settings.folder)).find(wanted.run)
     return run_at(found.run, wanted.tuning or found.tuning)
 
 

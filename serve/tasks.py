@@ -30,7 +30,7 @@ class TaskReplica:
         self.idle_only = ThreadPoolExecutor(1, "shadow", yield_to_others)
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve's call: make the run ready that ``user_config`` names (``serve.source.Wanted``)."""
+        """Ray Serve's call: make the run ready that ``user_config`` names (``serve.wanted.Wanted``)."""
         await self.models.follow(user_config)
 
     async def prepare(self, model: ModelKey, handover: str) -> Prepared:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from jobs.benchmarks.own_process import in_own_processes, wait_for_all
 from jobs.load.plan import Body
-from recranker.llm.adapter import load_tuned
-from recranker.llm.model import LanguageModel, merge_adapter, resolve_model
 from recranker.llm.scoring import TreeScorer, make_scorer
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
 from serve.messages import RankRequest
+from serve.models import verified_model
 from serve.ranking import ask
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_run
@@ -79,19 +78,12 @@ def prompts_of(body: Body, run: ServedRun, settings: ServeSettings) -> Prompts:
     return ask(RankRequest.model_validate(body), run, settings).prompts
 
 
-def load_model_of(settings: ServeSettings, run: ServedRun, adapter: Path) -> LanguageModel:
-    """As a task's replica loads it."""
-    cache = Path(settings.home).expanduser() / "cache"
-    lm = load_tuned(resolve_model(run.llm.model, cache), adapter, run.llm)
-    merge_adapter(lm)
-    return lm
-
-
 def load_scorers(settings: ServeSettings, run: ServedRun) -> dict[TaskName, TreeScorer]:
     """By task; tasks that share an adapter share a scorer."""
     folders = _adapters(run)
+    one_task = {folder: task for task, folder in folders.items()}
     loaded = {
-        folder: make_scorer(load_model_of(settings, run, folder), run.llm) for folder in dict.fromkeys(folders.values())
+        folder: make_scorer(verified_model(task, run, settings.cache), run.llm) for folder, task in one_task.items()
     }
     return {task: loaded[folder] for task, folder in folders.items()}
 

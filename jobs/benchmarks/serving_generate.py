@@ -11,11 +11,11 @@ from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
 
-from jobs.benchmarks.serving_engine import load_model_of, prompts_of
+from jobs.benchmarks.serving_engine import prompts_of
 from jobs.benchmarks.ways import generate
 from recranker.llm.encoding import encode_all
-from recranker.llm.tuned import adapter_for
 from recranker.settings import Settings
+from serve.models import verified_model
 from serve.settings import ServeSettings
 from serve.source import read_run
 
@@ -41,7 +41,7 @@ class Generate:
     def __init__(self, settings: GenerateSettings) -> None:
         self.settings = settings
         self.run = read_run(settings.service)
-        self.lm = load_model_of(settings.service, self.run, adapter_for(self.run.adapters, self.run.tasks[0]))
+        self.lm = verified_model(self.run.tasks[0], self.run, settings.service.cache)
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         return {"answers": await asyncio.to_thread(self.answers, await request.json())}

@@ -63,7 +63,8 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     assert any("lora_" in name for name in found)
     for name, one in found.items():
-        assert float((one - wanted[name]).norm()) < 2e-5 * float(wanted[name].norm()), name
+        bound = 2e-5 if name == "loss" else 1e-5  # a loss near 0.1 is a difference of logits near 1
+        assert float((one - wanted[name]).norm()) < bound * float(wanted[name].norm()), name
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
