@@ -10,6 +10,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from recranker.tasks.settings import TaskName
+from serve.replica_sets import ReplicaSet, check_adapters, replica_sets
 from serve.router import Router, replica_api
 from serve.settings import Replicas, ServeSettings
 from serve.source import ServedRun, read_run
@@ -22,11 +23,16 @@ def build(settings: ServeSettings) -> Application:
 
     Raises:
         DataError: If the run is not finished, a file of it is broken, or its users were published from other tables.
-        SettingsError: If the run's settings are not those of this version.
+        SettingsError: If the run's settings are not those of this version, or its tasks cannot share replicas that they
+            are to share.
     """
     run = read_run(settings)
+    check_adapters(settings, run)
     check_users(settings, run)
-    return router_deployment(settings, run, {task: task_deployment(task, settings, run) for task in run.tasks})
+    tasks: dict[TaskName, Application] = {}
+    for one in replica_sets(settings, run.tasks):
+        tasks |= dict.fromkeys(one.tasks, task_deployment(one, settings, run))
+    return router_deployment(settings, run, tasks)
 
 
 def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskName, Application]) -> Application:
@@ -44,14 +50,14 @@ def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskN
     return router.bind(settings, run, tasks)
 
 
-def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> Application:
-    """One task: replicas of its own, each with the base model and the adapter that answers this task."""
-    replicas = settings.replicas_of(task)
+def task_deployment(one: ReplicaSet, settings: ServeSettings, run: ServedRun) -> Application:
+    """Replicas that each have the base model and the adapter that answers their tasks."""
+    replicas = settings.replicas_of(one.first)
     # the engine runs in a thread, for which what torch was told in another does not hold
     threads = {"env_vars": {"OMP_NUM_THREADS": str(run.llm.threads)}}
     deployment = serve.deployment(
         TaskReplica,
-        name=task,
+        name=one.deployment,
         **_number(replicas),
         max_ongoing_requests=settings.max_ongoing_requests,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus, "runtime_env": threads},
@@ -60,7 +66,7 @@ def task_deployment(task: TaskName, settings: ServeSettings, run: ServedRun) -> 
         user_config=run.wanted.model_dump(),
         **_queue(settings),
     )
-    return deployment.bind(task, run, settings)
+    return deployment.bind(one.first, run, settings)
 
 
 def _number(replicas: Replicas) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serve.batch import rank_batch
@@ -32,6 +33,10 @@ from serve.users import Users
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorMessage} for code in (401, 408, 413, 422, 500, 503, 504)
 }
+
+
+BEARER = HTTPBearer(auto_error=False, description="The service's token, where it has one.")
+"""What /openapi.json says of the token; the gate is what checks it."""
 
 
 class Service(Protocol):
@@ -67,7 +72,8 @@ def make_api(service: Callable[[], Service]) -> FastAPI:
         protocol_routes(service),
         page_routes(service),
     ):
-        api.include_router(routes)
+        api.include_router(routes, dependencies=[Depends(BEARER)])
+    api.include_router(_alive_routes())
     _add_error_handlers(api, service)
     return api
 
@@ -105,13 +111,20 @@ def _rerank_routes(service: Callable[[], Service]) -> APIRouter:
     return routes
 
 
-def _health_routes(service: Callable[[], Service]) -> APIRouter:
+def _alive_routes() -> APIRouter:
+    """What everybody may ask."""
     routes = APIRouter()
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the router runs."""
         return {"status": "ok"}
+
+    return routes
+
+
+def _health_routes(service: Callable[[], Service]) -> APIRouter:
+    routes = APIRouter()
 
     @routes.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> JSONResponse:

@@ -47,8 +47,9 @@ ErrorCode = Literal[
 ]
 """What went wrong, for programs; these words do not change."""
 UserState = Literal["known", "unknown", "unavailable"]
-LeftOut = Literal["queue", "deadline"]
-"""Why a task was not asked: the questions before it take too long, or its answer alone takes longer than there is."""
+LeftOut = Literal["queue", "deadline", "no_replica"]
+"""Why a task was not asked: the questions before it take too long; its answer alone takes longer than there is; all its
+replicas are gone and the new ones not there yet."""
 RefusalCode = Literal[
     "invalid", "not_readable", "not_loaded", "golden_answers", "other_tasks", "no_users", "users", "late"
 ]
@@ -214,7 +215,7 @@ class Plan(Message):
 
     left_out: dict[TaskName, LeftOut] = {}
     """Tasks that were not asked, and why: 'queue', the questions before would have taken too long; 'deadline', there
-    was too little time even without them."""
+    was too little time even without them; 'no_replica', none of its replicas runs just now."""
     pairs_asked: int | None = Field(default=None, ge=1)
     """Pairs of candidates asked about, neighbours in the quoted order first; None where all that were wanted."""
     pairs_wanted: int | None = Field(default=None, ge=1)

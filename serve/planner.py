@@ -1,7 +1,7 @@
 """What can be asked before a deadline: every task whole, fewer pairs, or not at all; pure, decides in microseconds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from recranker.tasks.protocol import Prompt, Question
@@ -51,7 +51,9 @@ def plan(
     loads: Mapping[TaskName, Load],
     left_s: float,
     *,
+    absent: Set[TaskName] = frozenset(),
     shorten: bool = True,
+    together: bool = False,
 ) -> Planned:
     """What of ``prompts`` is asked, so that the answers are there in time.
 
@@ -60,17 +62,27 @@ def plan(
         places: Per item: its place in the order that prompts quote, 1 is best.
         loads: Of the tasks whose cost is known; others are asked whole.
         left_s: Seconds until the answers must be there.
+        absent: Tasks that nobody answers now.
         shorten: Whether fewer pairs will do.
+        together: Whether one replica answers all tasks, after it has read their prefix once; then those named first
+            come first.
     """
     asked: dict[TaskName, Prompt] = {}
     left_out: dict[TaskName, LeftOut] = {}
+    before = 0
     for task, prompt in prompts.items():
+        if task in absent:
+            left_out[task] = "no_replica"
+            continue
         load = loads.get(task)
-        found = prompt if load is None else _within(prompt, places, load.cost, left_s - MARGIN * load.wait_s, shorten)
+        found = prompt
+        if load is not None:
+            found = _within(prompt, places, load.cost, left_s - MARGIN * load.wait_s, before, shorten)
         if found is not None:
             asked[task] = found
+            before += num_bytes_of_questions(found) if together else 0
         elif load is not None:
-            idle = _within(prompt, places, load.cost, left_s, shorten)
+            idle = _within(prompt, places, load.cost, left_s, before, shorten)
             left_out[task] = "deadline" if idle is None else "queue"
     return Planned(asked, left_out, _pairs(prompts, asked))
 
@@ -101,9 +113,16 @@ def num_pairs(prompt: Prompt) -> int:
     return len({frozenset(one.item_ids) for one in prompt.questions})
 
 
-def _within(prompt: Prompt, places: Mapping[str, int], cost: Cost, left_s: float, shorten: bool) -> Prompt | None:
-    """``prompt``, or what of it takes no longer than that."""
-    room = cost.bytes_within(left_s / MARGIN)
+def num_bytes_of_questions(prompt: Prompt) -> int:
+    """UTF-8 bytes of what ``prompt`` asks after its prefix."""
+    return bytes_of(prompt) - len(prompt.prefix.encode())
+
+
+def _within(
+    prompt: Prompt, places: Mapping[str, int], cost: Cost, left_s: float, before: int, shorten: bool
+) -> Prompt | None:
+    """``prompt``, or what of it takes no longer than that with ``before`` bytes of other questions."""
+    room = cost.bytes_within(left_s / MARGIN) - before
     if bytes_of(prompt) <= room:
         return prompt
     if shorten and room > 0 and prompt.questions[0].task == "pairwise":

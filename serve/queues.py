@@ -1,7 +1,7 @@
 """What a router has asked of each task and not heard of yet, and so how long a new question would wait."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from itertools import count
 from time import monotonic
 
@@ -10,6 +10,7 @@ from recranker.tasks.settings import TaskName
 from serve.cost import Cost, bytes_of
 from serve.planner import Load, Planned, plan
 from serve.ranking import Asked
+from serve.replica_sets import ReplicaSet
 from serve.scored import Scored
 
 RECHECK = 20
@@ -71,51 +72,56 @@ class Queue:
 
 
 class Queues:
-    """Those of all tasks.
+    """Those of all tasks; tasks that share their replicas share a queue.
 
     Args:
-        tasks: The tasks.
-        replicas: Number of replicas of a task by now.
+        sets: Who answers the tasks.
+        replicas: Number of replicas of a set by now.
         routers: Routers that ask them.
         clock: Seconds.
     """
 
     def __init__(
         self,
-        tasks: Iterable[TaskName],
-        replicas: Callable[[TaskName], int],
+        sets: Sequence[ReplicaSet],
+        replicas: Callable[[ReplicaSet], int],
         routers: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._queues: dict[TaskName, Queue] = {task: Queue() for task in tasks}
+        self._sets = {task: one for one in sets for task in one.tasks}
+        self._queues = {one: Queue() for one in sets}
         self._replicas = replicas
         self._routers = routers
         self._clock = clock
 
-    def plan(self, asked: Asked, deadline: float, *, shorten: bool = True) -> Planned:
-        """What of ``asked`` to ask, to be there by ``deadline``."""
+    def plan(
+        self, asked: Asked, deadline: float, *, absent: Set[TaskName] = frozenset(), shorten: bool = True
+    ) -> Planned:
+        """What of ``asked`` to ask, to be there by ``deadline``; nothing of the tasks that are ``absent``."""
         loads = {task: load for task in asked.prompts if (load := self._load(task)) is not None}
         places = {one.item_id: one.place for one in asked.candidates}
-        planned = plan(asked.prompts, places, loads, deadline - TRANSPORT_S - self._clock(), shorten=shorten)
-        for task, why in planned.left_out.items():
-            if why == "deadline":
-                self._queues[task].too_slow()
+        left_s = deadline - TRANSPORT_S - self._clock()
+        together = len(self._queues) < len(self._sets)
+        planned = plan(asked.prompts, places, loads, left_s, absent=absent, shorten=shorten, together=together)
+        for one in {self._sets[task] for task, why in planned.left_out.items() if why == "deadline"}:
+            self._queues[one].too_slow()
         return planned
 
-    def enter(self, task: TaskName, prompt: Prompt) -> Callable[[object], None]:
+    def enter(self, replicas: ReplicaSet, prompt: Prompt) -> Callable[[object], None]:
         """Count a call; returns what is to be called when it has ended."""
-        queue = self._queues[task]
+        queue = self._queues[replicas]
         key = queue.enter(bytes_of(prompt), self._clock())
         return lambda _: queue.leave(key, self._clock())
 
-    def heard(self, task: TaskName, scored: Scored) -> None:
+    def heard(self, replicas: ReplicaSet, scored: Scored) -> None:
         """Take over what a replica says about its cost."""
         if scored.cost is not None:
-            self._queues[task].cost = scored.cost
+            self._queues[replicas].cost = scored.cost
 
     def drain_s(self, tasks: Iterable[TaskName]) -> float:
         """Seconds until one of ``tasks`` has room; 0 where that is not known."""
         return min((load.wait_s for task in tasks if (load := self._load(task)) is not None), default=0.0)
 
     def _load(self, task: TaskName) -> Load | None:
-        return self._queues[task].load(self._clock(), replicas=self._replicas(task), routers=self._routers)
+        one = self._sets[task]
+        return self._queues[one].load(self._clock(), replicas=self._replicas(one), routers=self._routers)

@@ -1,4 +1,4 @@
-"""The router: one call per task that can be done by the deadline, what came until then, one order."""
+"""The router: one call to each set of replicas, what came by the deadline, one order."""
 
 import asyncio
 import logging
@@ -6,11 +6,13 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from fastapi import FastAPI
+from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -25,8 +27,10 @@ from serve.http import make_api
 from serve.messages import Influence, RankRequest, RankResponse, Readiness, UserState
 from serve.metrics import ALL, LEFT_OUT, SHED, Metrics
 from serve.planner import Planned
+from serve.presence import Presence
 from serve.queues import Queues
 from serve.ranking import Asked, answers_of, ask, respond
+from serve.replica_sets import Call, ReplicaSet, calls_of, replica_sets
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.shadow import Shadow
@@ -60,6 +64,16 @@ STATUS_S = 5.0
 """Seconds within which Serve's controller must say which replicas run; it may be on its way back from a fault."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a request's tasks have answered."""
+
+    values: dict[TaskName, list[NDArray[np.float64]]]
+    """Per task that answered, per question: ``(labels,)`` log-probabilities in nats."""
+    tokens: int
+    """That were computed for it."""
+
+
 class Router:
     """Validates, asks every task once that has time for it, fuses.
 
@@ -69,15 +83,17 @@ class Router:
     def __init__(self, settings: ServeSettings, run: ServedRun, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
         self.settings = settings
         self.tasks = tasks
+        self.sets = replica_sets(settings, tasks)
         self.token = read_token(settings)
         self.metrics = Metrics(run)
         self.swap = Swap(settings, run, tasks, self.metrics)
         self.shadow = Shadow(settings, tasks, self.metrics)
         self.seen = Readiness(ready=False, replicas=dict.fromkeys(tasks, 0), missing=tuple(tasks))
-        self.wanted = {task: settings.replicas_of(task) for task in tasks}
+        self.wanted = {one: settings.replicas_of(one.first) for one in self.sets}
         self.looked_at = -math.inf
         self.looking: asyncio.Task[Readiness] | None = None
-        self.queues = Queues(tasks, self._replicas, settings.routers)
+        self.presence = Presence(tasks)
+        self.queues = Queues(self.sets, self._replicas, settings.routers)
 
     @property
     def run(self) -> ServedRun:
@@ -128,15 +144,15 @@ class Router:
         asked = ask(request, run, self.settings)
         self.metrics.arrived(request, run.data.max_title_characters)
         self._look_again()
-        planned = self.queues.plan(asked, deadline)
+        planned = self.queues.plan(asked, deadline, absent=self._absent())
         asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
-        scored = await self._scored(planned, deadline, asked.model)
-        response = respond(asked, _answers(asked, scored), request, run)
+        heard = await self._heard(planned, deadline, asked.model)
+        response = respond(asked, _answers(asked, heard), request, run)
         response = response.model_copy(update={"user": user, "plan": planned.message()})
-        self._count(planned, scored, response)
+        self._count(planned, heard, response)
         self.shadow.after(request, response, run)
         influences = (
-            await self._influences(asked, scored, response, request, deadline, run) if request.explain else None
+            await self._influences(asked, heard.values, response, request, deadline, run) if request.explain else None
         )
         return response.model_copy(update={"influences": influences})
 
@@ -166,48 +182,56 @@ class Router:
         if response.order != "fused":
             return ()
         parts = without_each(asked, request, run, self.settings)
-        found = await asyncio.gather(*(self._scored_if_room(one, tasks, deadline) for one in parts.values()))
-        answers = {place: _answers(parts[place], scored) for place, scored in zip(parts, found, strict=True)}
+        found = await asyncio.gather(*(self._heard_if_room(one, tasks, deadline) for one in parts.values()))
+        answers = {place: _answers(parts[place], heard) for place, heard in zip(parts, found, strict=True)}
         return influences(response, parts, answers, request, run)
 
-    async def _scored_if_room(self, asked: Asked, tasks: Iterable[TaskName], deadline: float) -> dict[TaskName, Scored]:
+    async def _heard_if_room(self, asked: Asked, tasks: Iterable[TaskName], deadline: float) -> Heard:
         """What ``tasks`` say to ``asked`` where they have room and time for all of it."""
         wanted = replace(asked, prompts={task: asked.prompts[task] for task in tasks})
         try:
-            return await self._scored(self.queues.plan(wanted, deadline, shorten=False), deadline, asked.model)
+            planned = self.queues.plan(wanted, deadline, absent=self._absent(), shorten=False)
+            return await self._heard(planned, deadline, asked.model)
         except BusyError:
-            return {}
+            return Heard({}, 0)
 
-    async def _scored(self, planned: Planned, deadline: float, model: ModelKey) -> dict[TaskName, Scored]:
+    async def _heard(self, planned: Planned, deadline: float, model: ModelKey) -> Heard:
         """What the tasks have answered by the deadline."""
         if planned.full:
             raise BusyError(self.queues.drain_s(planned.full))
-        calls = [self._begun(task, prompt, deadline, model) for task, prompt in planned.prompts.items()]
-        found = await asyncio.gather(*calls)
+        calls = calls_of(self.sets, planned.prompts)
+        found = await asyncio.gather(*(self._begun(call, deadline, model) for call in calls))
         if found and all(one == "busy" for one in found):
             raise BusyError(self.queues.drain_s(planned.prompts))
-        return {task: one for task, one in zip(planned.prompts, found, strict=True) if isinstance(one, Scored)}
+        heard = Heard({}, 0)
+        for call, one in zip(calls, found, strict=True):
+            if isinstance(one, Scored):
+                heard = Heard({**heard.values, **call.by_task(one.values)}, heard.tokens + one.tokens)
+        return heard
 
-    def _begun(
-        self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey
-    ) -> asyncio.Task[Scored | Missing]:
-        """A call that is in its task's queue from now on until it ends, however it ends."""
-        call = asyncio.create_task(self._timed_answer(task, prompt, deadline, model))
-        call.add_done_callback(self.queues.enter(task, prompt))
-        return call
+    def _begun(self, call: Call, deadline: float, model: ModelKey) -> asyncio.Task[Scored | Missing]:
+        """A call that is in its replicas' queue from now on until it ends, however it ends."""
+        prompt = call.prompt
+        task = asyncio.create_task(self._timed_answer(call, prompt, deadline, model))
+        task.add_done_callback(self.queues.enter(call.replicas, prompt))
+        return task
 
-    def _count(self, planned: Planned, scored: Mapping[TaskName, Scored], response: RankResponse) -> None:
+    def _count(self, planned: Planned, heard: Heard, response: RankResponse) -> None:
         for task in planned.left_out:
             self.metrics.requests.labels(task, LEFT_OUT).inc()
         for task in response.degraded:
             self.metrics.degraded.labels(task).inc()
-        if scored:
-            self.metrics.prompt_tokens.observe(sum(one.tokens for one in scored.values()))
+        if heard.tokens:
+            self.metrics.prompt_tokens.observe(heard.tokens)
 
-    def _replicas(self, task: TaskName) -> int:
-        """Replicas of a task; where their number follows the load, those that ran when somebody looked last."""
-        wanted = self.wanted[task]
-        return wanted.fewest if wanted.fewest == wanted.most else max(self.seen.replicas[task], wanted.fewest)
+    def _absent(self) -> set[TaskName]:
+        """Tasks that nobody can answer just now."""
+        return {task for one in self.sets if one.first in self.presence.absent for task in one.tasks}
+
+    def _replicas(self, one: ReplicaSet) -> int:
+        """How many replicas; where their number follows the load, those that ran when somebody looked last."""
+        wanted = self.wanted[one]
+        return wanted.fewest if wanted.fewest == wanted.most else max(self.seen.replicas[one.first], wanted.fewest)
 
     def _look_again(self) -> None:
         """Ask beside the request how many replicas run, where their number follows the load."""
@@ -229,45 +253,49 @@ class Router:
         except (TimeoutError, RayError, RayServeException) as error:
             logger.warning("readiness as seen last: no word from Serve's controller, %s", type(error).__name__)
             return self.seen.model_copy(update={"model": self.swap.state})
-        replicas: dict[str, int] = {task: running.get(task, 0) for task in self.tasks}
+        replicas: dict[str, int] = {task: running.get(one.deployment, 0) for one in self.sets for task in one.tasks}
         missing = tuple(task for task, number in replicas.items() if not number)
         self.seen = Readiness(ready=not missing, replicas=replicas, missing=missing)
         return self.seen.model_copy(update={"model": self.swap.state})
 
-    async def _timed_answer(self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
+    async def _timed_answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
         started = time.monotonic()
-        found = await self._answer(task, prompt, deadline, model)
+        found = await self._answer(call, prompt, deadline, model)
         if isinstance(found, Scored):
-            self.queues.heard(task, found)
+            self.queues.heard(call.replicas, found)
             if timing := current():
                 timing.answered(found)
         outcome = "answered" if isinstance(found, Scored) else found
-        self.metrics.finished(task, outcome, time.monotonic() - started)
+        for task in call.prompts:
+            self.metrics.finished(task, outcome, time.monotonic() - started)
         return found
 
-    async def _answer(self, task: TaskName, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
-        """The task's answers, or why there are none."""
+    async def _answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
+        """The answers to ``prompt``, or why there are none."""
+        name, first = call.replicas.deployment, call.replicas.first
         attempt = 1
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    return await _heard(self.tasks[task].score.remote(prompt, model))
+                    return await _answered(self.tasks[first].score.remote(prompt, model))
             except BackPressureError:
                 return "busy"
             except RayActorError as error:  # the replica went away with the question, rather than failing at it
-                if attempt == self.settings.max_attempts:
-                    return _missing(task, "lost", error)
-                self.metrics.retries.labels(task, "replica_lost").inc()
-                logger.warning("task %s: replica lost in attempt %d, asking another", task, attempt)
+                left = deadline - ANSWER_S - time.monotonic()
+                if attempt == self.settings.max_attempts or not await self.presence.still_there(first, left):
+                    return _missing(name, "lost", error)
+                for task in call.prompts:
+                    self.metrics.retries.labels(task, "replica_lost").inc()
+                logger.warning("%s: replica lost in attempt %d, asking another", name, attempt)
                 attempt += 1
             except TimeoutError:
                 break
             except (RayError, RayServeException) as error:
-                return _missing(task, "failed", error)
-        return _missing(task, "late", TimeoutError())
+                return _missing(name, "failed", error)
+        return _missing(name, "late", TimeoutError())
 
 
-async def _heard(call: DeploymentResponse) -> Scored:
+async def _answered(call: DeploymentResponse) -> Scored:
     """What ``call`` returns; where nobody waits for it any longer it is taken back, so that it is not computed."""
     try:
         found: Scored = await call
@@ -277,8 +305,8 @@ async def _heard(call: DeploymentResponse) -> Scored:
     return found
 
 
-def _answers(asked: Asked, scored: Mapping[TaskName, Scored]) -> dict[TaskName, list[Answer]]:
-    return {task: answers_of(asked.prompts[task], one.values) for task, one in scored.items()}
+def _answers(asked: Asked, heard: Heard) -> dict[TaskName, list[Answer]]:
+    return {task: answers_of(asked.prompts[task], values) for task, values in heard.values.items()}
 
 
 def running_replicas() -> dict[str, int]:
@@ -310,6 +338,6 @@ def read_token(settings: ServeSettings) -> str | None:
     return token
 
 
-def _missing(task: TaskName, why: Missing, error: Exception) -> Missing:
-    logger.warning("task %s: no answer, %s: %s", task, why, type(error).__name__)  # a message might quote a title
+def _missing(deployment: str, why: Missing, error: Exception) -> Missing:
+    logger.warning("%s: no answer, %s: %s", deployment, why, type(error).__name__)  # a message might quote a title
     return why

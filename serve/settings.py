@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,10 @@ class ServeSettings(Settings):
     token_file: str | None = None
     """File with the bearer token clients must send; else RECRANKER_SERVE_TOKEN holds it; with neither, all may ask."""
 
+    replica_sets: Literal["per_task", "shared"] = "per_task"
+    """'per_task': each task has replicas of its own, with an adapter and numbers of its own. 'shared': one set of
+    replicas answers all tasks and reads a user's history once for them, which is about half of the work and a third of
+    the memory; all tasks must have one adapter (tune.adapters=joint)."""
     replicas: int = Field(default=1, ge=1)
     """Replicas of each of the three tasks, every one with a model of its own; the fewest, where max_replicas is set."""
     max_replicas: int | None = Field(default=None, ge=1)
@@ -151,6 +155,8 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _replicas_are_in_order(self) -> "ServeSettings":
+        if self.per_task and self.replica_sets == "shared":
+            raise ValueError("per_task gives tasks replicas of their own, so replica_sets must be 'per_task'")
         names: tuple[TaskName, ...] = get_args(TaskName)
         for task, found in ((task, self.replicas_of(task)) for task in names):
             if found.most < found.fewest:

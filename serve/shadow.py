@@ -26,6 +26,7 @@ from serve.errors import RefusedError, where
 from serve.messages import RankRequest, RankResponse
 from serve.metrics import Metrics
 from serve.ranking import answers_of, ask, respond
+from serve.replica_sets import check_adapters
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_wanted
 from serve.wanted import Wanted
@@ -110,6 +111,7 @@ class Shadow:
                 found = await asyncio.to_thread(read_wanted, Wanted(run=self.settings.shadow.run), self.settings)
                 if not set(found.tasks) <= set(self.tasks):
                     raise RecrankerError(f"it has tasks {', '.join(found.tasks)}, served are {', '.join(self.tasks)}")
+                check_adapters(self.settings, found)
             except RecrankerError as error:
                 logger.error("no challenger until the next start: %s", first_line(error))
                 self._count("failed")

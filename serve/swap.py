@@ -22,6 +22,7 @@ from recranker.errors import RecrankerError, first_line
 from recranker.tasks.settings import TaskName
 from serve.messages import ModelState, Refusal
 from serve.metrics import Metrics
+from serve.replica_sets import check_adapters
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_wanted
 from serve.users import Users, open_users
@@ -159,6 +160,8 @@ class Swap:
             return self.served
         if set(run.tasks) != set(self.tasks):
             raise refusal("other_tasks", f"it has tasks {', '.join(run.tasks)}, served are {', '.join(self.tasks)}")
+        with refusing("other_tasks"):
+            check_adapters(self.settings, run)
         with refusing("users"):
             users = open_users(self.settings, run)
         if users is None and self.served.users is not None:

@@ -1,4 +1,4 @@
-"""One task's replica: models with that task's adapter, each checked before it answers."""
+"""A replica of one task, or of all that share an adapter: models with that adapter, each checked before it answers."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from serve.wanted import ModelKey, Prepared
 
 
 class TaskReplica:
-    """Answers one task's questions.
+    """Answers the questions of a task, and of others that have the same adapter.
 
     Scoring runs in a thread, so that Serve's health checks and queueing go on meanwhile, and one batch at a time: a
     second pass beside the first would only slow both down. Models are loaded by ``reconfigure``, which Serve calls
@@ -36,6 +36,9 @@ class TaskReplica:
     async def prepare(self, model: ModelKey, handover: str) -> Prepared:
         """How far this replica is with a model that is to answer soon."""
         return self.models.prepare(model, handover)
+
+    async def is_there(self) -> None:
+        """Returns at once: whoever hears of it knows that this replica takes calls."""
 
     async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         """Log-probabilities of ``prompt``'s questions, and what they cost.

@@ -55,16 +55,19 @@ class Outcome:
 def measure(settings: ServingBenchmark) -> Outcome:
     """The service, then the engine alone, then the service that generates text."""
     asked = bodies(settings)
-    steps = 4 + len(settings.steady_shares) + sum(map(bool, _optional(settings)))
+    steps = 4 + len(settings.steady_shares) + settings.shared + sum(map(bool, _optional(settings)))
     with Bar("benchmark", steps) as bar:
         served = _served(settings, asked, bar)
         engine = _engine(settings, asked, bar, one_tree=False)
         tree = _engine(settings, asked, bar, one_tree=True)
+        shared = _shared(settings, asked, bar) if settings.shared and tree else None
         generated = _generated(settings, asked, bar) if settings.generated_requests else None
-    found = figures(served, engine, tree, generated)
+    found = {**figures(served, engine, tree, generated), **shared_figures(shared, tree, generated)}
     if found["router_ms_p50"] is None:
         logger.warning("the service reports no engine time (Server-Timing), so router_ms_p50 stays empty")
-    return Outcome(served.rows, {**found, "generated_requests": settings.generated_requests})
+    return Outcome(
+        [*served.rows, *(shared.rows if shared else ())], {**found, "generated_requests": settings.generated_requests}
+    )
 
 
 def _optional(settings: ServingBenchmark) -> tuple[float, ...]:
@@ -99,6 +102,32 @@ def _served(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Serv
     return Served(rows, lone, saturated, overload, soak)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the service did with replicas that all tasks share."""
+
+    rows: list[Row]
+    saturated: Capacity
+
+
+def _shared(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Shared:
+    bar.set_text("replicas that all tasks share")
+    changed = {"replica_sets": "shared", "replicas": cores_of(settings), "max_replicas": None, "per_task": {}}
+    settings = settings.model_copy(update={"service": settings.service.model_copy(update=changed)})
+    with hosted(ranking_service(settings), ready="/readyz", timeout_s=settings.start_timeout_s) as service:
+        trial = Trial.of(settings, service, asked)
+        lone, saturated = trial.lone(), trial.saturated()
+    bar.advance()
+    clients = f"{settings.clients} clients, shared replicas"
+    rows = [row("one at a time, shared replicas", lone), row(clients, saturated.sent, saturated.requests_per_s)]
+    return Shared(rows, saturated)
+
+
+def cores_of(settings: ServingBenchmark) -> int:
+    """Processes that compute where each has one core."""
+    return settings.cores or len(os.sched_getaffinity(0))
+
+
 def _next(bar: Bar, text: str) -> None:
     bar.advance()
     bar.set_text(text)
@@ -109,7 +138,7 @@ def _engine(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar, *, one_
     found = engine_speed(
         settings.service,
         asked,
-        processes=settings.cores or len(os.sched_getaffinity(0)),
+        processes=cores_of(settings),
         batch=settings.engine_batch,
         seconds=settings.saturation_s,
         one_tree=one_tree,
@@ -153,6 +182,17 @@ def figures(served: Served, engine: Speed | None, tree: Speed | None, generated:
         "speedup_over_generate_app": per_cpu_s / generated if generated else None,
         "overload": served.overload,
         "soak": served.soak,
+    }
+
+
+def shared_figures(shared: Shared | None, tree: Speed | None, generated: float | None) -> dict[str, Any]:
+    """Likewise, of replicas that all tasks share."""
+    found = shared.saturated if shared else None
+    return {
+        "shared_requests_per_s": found.requests_per_s if found else None,
+        "shared_requests_per_cpu_s": found.requests_per_cpu_s if found else None,
+        "shared_throughput_share_one_tree": found.requests_per_s / tree.requests_per_s if found and tree else None,
+        "shared_speedup_over_generate_app": found.requests_per_cpu_s / generated if found and generated else None,
     }
 
 

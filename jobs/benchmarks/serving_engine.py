@@ -15,6 +15,7 @@ from recranker.tasks.settings import TaskName
 from serve.messages import RankRequest
 from serve.models import verified_model
 from serve.ranking import ask
+from serve.replica_sets import SHARED, Call, ReplicaSet
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_run
 
@@ -113,6 +114,5 @@ def _trees(scorers: dict[TaskName, TreeScorer]) -> Callable[[Sequence[Prompts]],
 
 
 def one_tree_of(prompts: Prompts) -> Prompt:
-    """All questions of a request under the prefix that its tasks share."""
-    asked = list(prompts.values())
-    return Prompt("all", asked[0].prefix, tuple(question for prompt in asked for question in prompt.questions))
+    """All questions of a request under the prefix that its tasks share, as shared replicas are asked."""
+    return Call(ReplicaSet(SHARED, tuple(prompts)), prompts).prompt

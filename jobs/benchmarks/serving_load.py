@@ -76,7 +76,10 @@ class Trial:
         with sending(replace(self.load, rate=rate, deadline_ms=deadline_ms)) as under_way:
             wait(settings.overload_s, under_way)
             under_way.hush()
-            recovered = recovery_s(lambda: send_one(self.load), NORMAL_TIMES * lone_ms / 1000)
+            normal_ms = NORMAL_TIMES * lone_ms
+            # with a deadline, so that one that would wait too long is refused at once instead of joining the queue
+            lone = replace(self.load, deadline_ms=round(normal_ms))
+            recovered = recovery_s(lambda: send_one(lone), normal_ms / 1000)
             sent = under_way.finished()
         after = memory_bytes(tree_of(self.service.pid))
         figures = {

@@ -182,6 +182,9 @@ class ServingBenchmark(HostSettings):
     """Seconds of that, and of the engine alone; a quarter of them before counting begins."""
     engine_batch: int = Field(default=4, ge=1)
     """Requests the engine alone is given at a time."""
+    shared: bool = True
+    """Whether the service is measured once more with replicas that all tasks share, one for each of the cores, where
+    the tasks of the run have one adapter."""
     steady_shares: tuple[float, ...] = (0.5, 0.9)
     """Shares of what the service can answer at which requests arrive by themselves."""
     steady_s: float = Field(default=60.0, gt=0)

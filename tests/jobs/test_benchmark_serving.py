@@ -6,7 +6,7 @@ import pytest
 
 from jobs import benchmark
 from jobs.benchmarks import serving, serving_engine
-from jobs.benchmarks.serving import Outcome, Served
+from jobs.benchmarks.serving import Outcome, Served, Shared
 from jobs.benchmarks.serving_engine import Speed, engine_speed, load_scorers, one_tree_of, prompts_of
 from jobs.benchmarks.serving_load import (
     RECOVERY_S,
@@ -62,6 +62,15 @@ def test_figures_by_hand() -> None:
     assert found["throughput_share_of_cpu_s"] == pytest.approx(0.8)
     assert found["speedup_over_generate_app"] == pytest.approx(16.0)
     assert (found["overload"], found["soak"]) == ({"held": True}, None)
+
+
+def test_figures_of_shared_replicas_by_hand() -> None:
+    shared = Shared([], Capacity(1.2, 0.6, []))
+    found = serving.shared_figures(shared, Speed(60, 1.6, 0.8), 0.025)
+    assert found["shared_throughput_share_one_tree"] == pytest.approx(0.75)
+    assert found["shared_speedup_over_generate_app"] == pytest.approx(24.0)
+    assert (found["shared_requests_per_s"], found["shared_requests_per_cpu_s"]) == (1.2, 0.6)
+    assert set(serving.shared_figures(None, None, 0.025).values()) == {None}
 
 
 def test_what_was_not_measured_is_none() -> None:
@@ -198,10 +207,13 @@ def test_the_command_measures_a_service_of_its_own_and_leaves_nothing(service: S
     done = job("benchmark", "serving", str(config), "--json", str(found))
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads(found.read_text())
-    assert [one["phase"] for one in written["rows"]] == ["one at a time", "4 clients", "0.5 of it", "overload", "soak"]
+    phases = ["one at a time", "4 clients", "0.5 of it", "overload", "soak"]
+    shared = [f"{phase}, shared replicas" for phase in phases[:2]]
+    assert [one["phase"] for one in written["rows"]] == [*phases, *shared]
     assert written["rows"][0]["ok"] == 3
     for name in ("throughput_share", "throughput_share_one_tree", "speedup_over_generate_app"):
         assert written[name] > 0, name
+    assert written["shared_throughput_share_one_tree"] > 0
     assert written["overload"]["other"] == 0
     assert written["overload"]["recovery_s"] is not None
     assert written["soak"]["rss_after_gb"] > 0

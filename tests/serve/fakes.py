@@ -32,6 +32,9 @@ class Evenly:
     async def prepare(self, model: ModelKey, handover: str) -> Prepared:
         return Prepared("ready")
 
+    async def is_there(self) -> None:
+        """As ``TaskReplica``'s."""
+
     async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         return Scored([even(one) for one in prompt.questions], 100, 0.01)
 

@@ -19,6 +19,7 @@ BODY: dict[str, Any] = {
     "history": [{"title": "Alien", "rating": 5}, {"title": "Grease", "liked": False}],
     "candidates": [{"id": f"i{n}", "title": f"Film {n}", "backbone_score": -n} for n in range(7)],
 }
+TASKS = ("pointwise", "pairwise", "listwise")
 IDS = {f"i{n}" for n in range(7)}
 
 
@@ -39,9 +40,7 @@ def test_the_application_ranks_with_a_tuned_model(url: str, tmp_path: Path) -> N
         assert {one["id"] for one in answer["ranking"]} == IDS
         assert len(answer["ranking"]) == len(IDS)
         assert answer["degraded"] == []
-        assert all(
-            isinstance(one[task], float) for one in answer["ranking"] for task in ("pointwise", "pairwise", "listwise")
-        )
+        assert all(isinstance(one[task], float) for one in answer["ranking"] for task in TASKS)
         again = httpx.post(f"{url}/ranks/v1/rank", json=BODY, headers=headers, timeout=60).json()
         assert again == answer
         assert httpx.post(f"{url}/ranks/v1/rank", json=BODY, timeout=60).status_code == 401
@@ -61,6 +60,32 @@ def test_the_application_ranks_with_a_tuned_model(url: str, tmp_path: Path) -> N
 
 
 @pytest.mark.ray
+def test_replicas_shared_by_all_tasks_answer_as_those_of_each_task(url: str, tmp_path: Path) -> None:
+    from ray import serve
+
+    from serve.app import build
+
+    per_task = finished_run(tmp_path)
+    shared = per_task.model_copy(update={"replica_sets": "shared"})
+    answers, tokens, deployments = [], [], []
+    try:
+        for settings in (per_task, shared):
+            serve.run(build(settings), name="shares", route_prefix="/shares")
+            answers.append(httpx.post(f"{url}/shares/v1/rank", json=BODY, timeout=60).json())
+            told = httpx.get(f"{url}/shares/metrics", timeout=60).text
+            tokens.append(float(re.search(r"^recranker_prompt_tokens_sum ([\d.e+]+)", told, re.M)[1]))  # type: ignore[index]
+            deployments.append(set(serve.status().applications["shares"].deployments))
+    finally:
+        serve.delete("shares")
+    assert deployments == [{"router", "pointwise", "pairwise", "listwise"}, {"router", "tasks"}]
+    first, second = answers
+    assert [one["id"] for one in first["ranking"]] == [one["id"] for one in second["ranking"]]
+    for one, other in zip(first["ranking"], second["ranking"], strict=True):
+        assert [one[task] for task in TASKS] == pytest.approx([other[task] for task in TASKS], abs=1e-4)
+    assert tokens[1] < tokens[0]  # the history was read once
+
+
+@pytest.mark.ray
 def test_a_failing_task_is_named_and_a_dying_replica_hidden(url: str, tmp_path: Path) -> None:
     from ray import serve
 
@@ -68,7 +93,7 @@ def test_a_failing_task_is_named_and_a_dying_replica_hidden(url: str, tmp_path: 
 
     kinds = {"pointwise": (Evenly,), "pairwise": (Broken,), "listwise": (DiesOnce, str(tmp_path / "died"))}
     tasks = {
-        task: serve.deployment(kind, name=task, ray_actor_options={"num_cpus": 0.1}).bind(*arguments)
+        task: serve.deployment(kind, name=task, num_replicas=2, ray_actor_options={"num_cpus": 0.1}).bind(*arguments)
         for task, (kind, *arguments) in kinds.items()
     }
     settings = ServeSettings(run="toy", request_timeout_s=60)

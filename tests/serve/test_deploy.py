@@ -101,6 +101,7 @@ def test_a_task_takes_what_holds_for_all_unless_it_says_otherwise() -> None:
             {"max_replicas": 2, "target_ongoing_requests": 9},
             "target_ongoing_requests 9 must be at most max_ongoing_requests 8",
         ),
+        ({"replica_sets": "shared", "per_task": {"listwise": {}}}, "replica_sets must be 'per_task'"),
         ({"per_task": {"other": {}}}, "Input should be 'pointwise'"),
         ({"per_task": {"pointwise": {"replica": 2}}}, "Extra inputs are not permitted"),
     ],

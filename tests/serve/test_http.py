@@ -137,3 +137,13 @@ def test_every_error_is_described_in_one_shape() -> None:
         if status.startswith("4") and "content" in answer
     }
     assert schemas == {"#/components/schemas/ErrorMessage"}
+
+
+def test_the_description_says_which_operations_need_the_token() -> None:
+    described = send(FakeService(), "GET", "/openapi.json").json()
+    (scheme,) = described["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    open_ones = {
+        path for path, one in described["paths"].items() if not all(each.get("security") for each in one.values())
+    }
+    assert open_ones == {"/healthz"}

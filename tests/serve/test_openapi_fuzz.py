@@ -17,6 +17,8 @@ from tests.serve.attack import HANG_S, under_attack
 from tests.serve.fake_service import FakeService
 
 PHASES = ("examples", "coverage", "fuzzing")
+TOKEN = "right"
+AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def rules(per_operation: int) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def rules(per_operation: int) -> dict[str, Any]:
         "cache": {"enabled": False},
         "continue-on-failure": True,
         "request-timeout": HANG_S,
+        "headers": AUTHORIZATION,  # it is left away too, to see that it is asked for
         "generation": {
             "mode": "all",
             "max-examples": per_operation,
@@ -75,7 +78,7 @@ def fuzz(app: ASGIApp, per_operation: int) -> Fuzzed:
         await app(scope, receive, watched)
 
     config = schemathesis.Config.from_dict(rules(per_operation))
-    schema = schemathesis.openapi.from_asgi("/openapi.json", counted, config=config)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", counted, config=config, headers=AUTHORIZATION)
     for event in from_schema(schema).execute():
         if isinstance(event, events.ScenarioFinished):
             found.cases[event.phase.value, str(event.label)] += len(event.recorder.interactions)
@@ -108,7 +111,7 @@ def _judge(recorder: ScenarioRecorder, found: Fuzzed) -> None:
 
 def _fuzz_router(folder: Path, per_operation: int) -> Fuzzed:
     """Fuzz a router over published users and moody tasks; every operation must have had its share."""
-    with under_attack(folder) as attack:
+    with under_attack(folder, token=TOKEN) as attack:
         api = make_api(lambda: attack.service)
         found = fuzz(api, per_operation)
     operations = {f"{method.upper()} {path}" for path, one in api.openapi()["paths"].items() for method in one}
@@ -142,12 +145,13 @@ PLANTED: dict[str, tuple[int, str, bytes, str]] = {
     "/v1/rank": (503, "application/json", b"{}", "POST /v1/rank: 503 without Retry-After"),
     "/v1/rerank": (504, "application/json", b"{}", "POST /v1/rerank: 504 without a deadline"),
     "/rerank": (200, "application/json", b"{}", "POST /rerank: negative_data_rejection"),
+    "/v2/health/live": (200, "application/json", b"{}", "GET /v2/health/live: ignored_auth"),
 }
 """By path: what it answers, and what that is found to be."""
 
 
 def test_planted_faults_are_found() -> None:
-    api = make_api(lambda: FakeService())
+    api = make_api(lambda: FakeService(token=TOKEN))
 
     async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in PLANTED:

@@ -72,6 +72,28 @@ def test_the_service_is_full_where_the_queue_is_why_nothing_fits(
     assert (found.left_out, found.full) == (left_out, full)
 
 
+def test_replicas_that_all_tasks_share_read_the_prefix_once_and_answer_the_first_tasks_first() -> None:
+    def asked(task: TaskName) -> Prompt:
+        return Prompt(task, "x" * 400, (Question(task, "y" * 200, ("No", "Yes"), ("a", "b")),))
+
+    prompts: dict[TaskName, Prompt] = {task: asked(task) for task in ("pointwise", "pairwise", "listwise")}
+
+    def within(left_s: float) -> dict[TaskName, str]:
+        loads: dict[TaskName, Load] = {task: Load(COST, 0.0) for task in prompts}
+        return dict(plan(prompts, PLACES, loads, MARGIN * left_s, together=True).left_out)
+
+    assert within(0.1 + 0.4 + 0.6 + 0.001) == {}
+    assert within(0.1 + 0.4 + 0.6 - 0.001) == {"listwise": "deadline"}
+    assert within(0.1 + 0.4 + 0.2 - 0.001) == dict.fromkeys(prompts, "deadline")
+
+
+def test_tasks_that_nobody_answers_are_left_out_whatever_the_time() -> None:
+    prompts: dict[TaskName, Prompt] = {"pointwise": prompt("pointwise", 400), "listwise": prompt("listwise", 900)}
+    found = plan(prompts, PLACES, {}, 100.0, absent={"listwise"})
+    assert (list(found.prompts), found.left_out, found.full) == (["pointwise"], {"listwise": "no_replica"}, ())
+    assert plan(prompts, PLACES, {}, 100.0, absent=set(prompts)).full == ()
+
+
 def test_a_task_without_a_known_cost_is_asked_whatever_the_time() -> None:
     prompts: dict[TaskName, Prompt] = {"pointwise": prompt("pointwise", 400), "listwise": prompt("listwise", 900)}
     found = plan(prompts, PLACES, {"listwise": Load(COST, 0.0)}, 0.001)

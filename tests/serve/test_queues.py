@@ -9,6 +9,7 @@ from recranker.tasks.settings import TaskName
 from serve.cost import Cost
 from serve.queues import RECHECK, RECHECK_S, Queue, Queues
 from serve.ranking import ask
+from serve.replica_sets import replica_sets
 from serve.scored import Scored
 from tests.serve.test_ranking import LIMITS, request, served
 
@@ -72,19 +73,20 @@ def test_a_task_is_asked_again_after_it_was_too_slow_for_long() -> None:
 
 def test_queues_know_what_was_asked_and_heard() -> None:
     now = [50.0]
-    queues = Queues(("pointwise", "listwise"), lambda _: 1, clock=lambda: now[0])
+    tasks: tuple[TaskName, ...] = ("pointwise", "listwise")
+    sets = replica_sets(LIMITS, tasks)
+    queues = Queues(sets, lambda _: 1, clock=lambda: now[0])
     asked = ask(request(tasks=["pointwise", "listwise"]), served(), LIMITS)
     assert list(queues.plan(asked, 0.0).prompts) == ["pointwise", "listwise"]  # nothing is known
     assert queues.drain_s(asked.prompts) == 0.0
-    for task in asked.prompts:
-        queues.heard(task, Scored([], 1, 1.0))
+    for one in sets:
+        queues.heard(one, Scored([], 1, 1.0))
         assert queues.plan(asked, 0.0).left_out == {}
-    tasks: tuple[TaskName, ...] = ("pointwise", "listwise")
-    for task in tasks:
-        queues.heard(task, Scored([], 1, 1.0, cost=Cost(1.0, 0.0, 1.0)))
+    for one in sets:
+        queues.heard(one, Scored([], 1, 1.0, cost=Cost(1.0, 0.0, 1.0)))
     assert queues.plan(asked, 52.0).left_out == {}
     assert set(queues.plan(asked, 51.0).left_out.values()) == {"deadline"}
-    ended = [queues.enter(task, asked.prompts[task]) for task in tasks]
+    ended = [queues.enter(one, asked.prompts[one.first]) for one in sets]
     found = queues.plan(asked, 52.0)
     assert found.full == tasks
     assert queues.drain_s(found.full) == 1.0
@@ -95,3 +97,20 @@ def test_queues_know_what_was_asked_and_heard() -> None:
         queues.plan(asked, 50.6)
     now[0] = 70.0
     assert list(queues.plan(asked, 70.0).prompts) == ["pointwise", "listwise"]
+
+
+def test_tasks_that_share_their_replicas_share_a_queue() -> None:
+    tasks: tuple[TaskName, ...] = ("pointwise", "listwise")
+    (both,) = replica_sets(LIMITS.model_copy(update={"replica_sets": "shared"}), tasks)
+    queues = Queues((both,), lambda _: 1, clock=lambda: 50.0)
+    asked = ask(request(tasks=list(tasks)), served(), LIMITS)
+    queues.heard(both, Scored([], 1, 1.0, cost=Cost(1.0, 0.0, 1.0)))
+    assert list(queues.plan(asked, 52.0).prompts) == list(tasks)
+    queues.enter(both, asked.prompts["pointwise"])
+    assert queues.plan(asked, 52.0).full == tasks
+    assert queues.drain_s(tasks) == 1.0
+    late = queues.plan(asked, 50.5)
+    assert set(late.left_out.values()) == {"deadline"}
+    for _ in range(RECHECK - 2):
+        queues.plan(asked, 50.5)
+    assert queues._load("listwise") is not None  # a request counts once, however many tasks it leaves out

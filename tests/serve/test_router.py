@@ -12,17 +12,36 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from recranker.errors import SettingsError
-from recranker.tasks.protocol import Prompt
+from recranker.tasks.protocol import Prompt, Question
+from recranker.tasks.settings import TaskName
 from serve import router
 from serve.cost import Cost
 from serve.errors import BusyError, LateError, RefusedError
 from serve.messages import ModelState, Plan, RankRequest, RankResponse, Readiness
+from serve.presence import PAUSE_S
+from serve.ranking import ask
+from serve.replica_sets import SHARED
 from serve.router import TOKEN_VARIABLE, Router, read_token
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey
 from tests.serve.fakes import Evenly
 from tests.serve.test_ranking import request, served
+
+
+class Roll:
+    """Whether a replica is there: calls wait until there is one, and the next ``faults`` of them are lost."""
+
+    def __init__(self) -> None:
+        self.there = asyncio.Event()
+        self.there.set()
+        self.faults = 0
+
+    async def remote(self) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise lost()
+        await self.there.wait()
 
 
 class Handle:
@@ -35,6 +54,7 @@ class Handle:
         self.taken_back = 0
         self.asked: list[Prompt] = []
         self.score = self
+        self.is_there = Roll()
 
     def remote(self, prompt: Prompt, model: ModelKey) -> "asyncio.Task[Scored]":
         self.calls += 1
@@ -79,6 +99,44 @@ def test_a_lost_replica_is_asked_for_again_up_to_the_limit() -> None:
     response = rank(request(tasks=["pointwise", "listwise"]), pointwise=twice, listwise=thrice)
     assert response.degraded == ("listwise",)
     assert (twice.calls, thrice.calls) == (3, 3)
+
+
+def test_a_task_without_replicas_is_left_out_at_once_until_there_is_one_again() -> None:
+    gone = Handle(lost())
+
+    async def life() -> None:
+        asked = Router(ServeSettings(run="toy"), served(), {"pointwise": Handle(), "listwise": gone})  # type: ignore[dict-item]
+        both = request(tasks=["pointwise", "listwise"])
+        gone.is_there.there.clear()
+        gone.is_there.faults = 1
+        first, started = await asked.rank(both), time.monotonic()
+        assert (first.degraded, first.plan) == (("listwise",), None)
+        second = await asked.rank(both)
+        assert time.monotonic() - started < 0.5
+        assert second.plan == Plan(left_out={"listwise": "no_replica"})
+        alone = await asked.rank(request(tasks=["listwise"]))
+        assert (alone.order, alone.degraded) == ("backbone", ("listwise",))
+        assert gone.calls == 1
+        gone.is_there.there.set()
+        await asyncio.sleep(2 * PAUSE_S)
+        assert (await asked.rank(both)).degraded == ()
+
+    started = time.monotonic()
+    asyncio.run(life())
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_lost_call_with_little_time_left_says_nothing_about_the_next() -> None:
+    gone = Handle(lost())
+
+    async def life() -> None:
+        asked = Router(ServeSettings(run="toy"), served(), {"listwise": gone})  # type: ignore[dict-item]
+        gone.is_there.there.clear()
+        hurried = await asked.rank(request(tasks=["listwise"]), time.monotonic() + 0.2)
+        assert hurried.degraded == ("listwise",)
+        assert (await asked.rank(request(tasks=["listwise"]))).degraded == ()
+
+    asyncio.run(life())
 
 
 @pytest.mark.parametrize("fault", [failed, full])
@@ -265,10 +323,40 @@ def test_replicas_are_counted_again_where_their_number_follows_the_load(monkeypa
         for _ in range(2):
             await asked.rank(request(tasks=["pointwise", "listwise"]))
             await asyncio.sleep(0.1)
-        return [asked._replicas(task) for task in asked.tasks]
+        return [asked._replicas(one) for one in asked.sets]
 
     assert asyncio.run(counts()) == [3, 1]
     assert looks == [1]
+
+
+def test_tasks_that_share_their_replicas_are_asked_in_one_call_and_answered_apart() -> None:
+    shared, handle = ServeSettings(run="toy", replica_sets="shared"), Handle(lost())
+    response = rank(request(5), shared, pointwise=handle, pairwise=handle, listwise=handle)
+    apart = rank(request(5), pointwise=Handle(), pairwise=Handle(), listwise=Handle())
+    assert response == apart
+    assert handle.calls == 2  # the first was lost
+    asked = ask(request(5), served(), shared).prompts.values()
+    assert handle.asked[1].questions == tuple(question for prompt in asked for question in prompt.questions)
+    some = rank(request(5, tasks=["listwise"]), shared, pointwise=handle, pairwise=handle, listwise=handle)
+    assert (some.order, some.degraded) == ("fused", ())
+    assert handle.asked[2].questions == asked_of("listwise")
+
+
+def asked_of(task: TaskName) -> tuple[Question, ...]:
+    return ask(request(5), served(), ServeSettings(run="toy")).prompts[task].questions
+
+
+def test_tasks_that_share_their_replicas_are_missing_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = ServeSettings(run="toy", replica_sets="shared", max_attempts=2)
+    tasks: dict[TaskName, Any] = dict.fromkeys(("pointwise", "pairwise", "listwise"), Handle(failed()))
+    asked = Router(shared, served(), tasks)
+    response = asyncio.run(asked.rank(request()))
+    assert (response.order, response.degraded) == ("backbone", tuple(tasks))
+    assert [counted(asked, "requests_total", task=task, outcome="failed") for task in tasks] == [1.0] * 3
+    assert asyncio.run(asked.rank(request())).degraded == ()
+    assert counted(asked, "prompt_tokens_sum") == 100.0  # of one pass
+    monkeypatch.setattr(router, "running_replicas", lambda: {"router": 1, SHARED: 2})
+    assert asyncio.run(asked.readiness()).replicas == dict.fromkeys(tasks, 2)
 
 
 def test_only_when_all_tasks_are_full_the_service_is_busy() -> None:

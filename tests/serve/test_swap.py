@@ -284,3 +284,27 @@ def test_the_weights_of_a_run_are_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         assert after.model.weights == {"pointwise": 1.0}
 
     play(tmp_path, story, monkeypatch)
+
+
+def test_a_run_with_adapters_of_its_own_for_tasks_cannot_have_shared_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(given: Given) -> None:
+        given.settings = given.settings.model_copy(update={"replica_sets": "shared"})
+        for name in "ab":
+            adapters = given.runs[name].adapters
+            for task in TASKS if name == "b" else ("joint",):
+                (adapters / task).mkdir(parents=True)
+        for task in given.tasks.values():
+            task.ready.add("b")
+        router = given.another_router()
+        await given.told("b", router=router)
+        async with asyncio.timeout(20):
+            while router.swap.state.loading:
+                await asyncio.sleep(0.01)
+        refused = router.swap.state.refused
+        assert refused is not None
+        assert refused.code == "other_tasks"
+        assert router.run == given.runs["a"]
+
+    play(tmp_path, story, monkeypatch)
