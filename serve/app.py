@@ -61,8 +61,8 @@ def task_deployment(one: ReplicaSet, settings: ServeSettings, run: ServedRun) ->
         **_number(replicas),
         max_ongoing_requests=settings.max_ongoing_requests,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus, "runtime_env": threads},
-        health_check_period_s=10,
-        health_check_timeout_s=30,
+        health_check_period_s=2,
+        health_check_timeout_s=10,  # three times in a row
         user_config=run.wanted.model_dump(),
         **_queue(settings),
     )

@@ -1,6 +1,8 @@
 """A replica of one task, or of all that share an adapter: models with that adapter, each checked before it answers."""
 
 import asyncio
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +18,9 @@ from serve.shadow import yield_to_others
 from serve.source import ServedRun
 from serve.wanted import ModelKey, Prepared
 
+PROOF_S = 10.0
+"""Seconds for which an answer proves that the engine is well."""
+
 
 class TaskReplica:
     """Answers the questions of a task, and of others that have the same adapter.
@@ -28,6 +33,8 @@ class TaskReplica:
     def __init__(self, task: TaskName, run: ServedRun, settings: ServeSettings) -> None:
         self.models = Models(task, run, settings)
         self.idle_only = ThreadPoolExecutor(1, "shadow", yield_to_others)
+        self.answered_at = -math.inf
+        """When the engine last answered, in seconds of ``time.monotonic``."""
 
     async def reconfigure(self, user_config: Any) -> None:
         """Ray Serve's call: make the run ready that ``user_config`` names (``serve.wanted.Wanted``)."""
@@ -51,7 +58,9 @@ class TaskReplica:
             RefusedRunError: If the model cannot be used.
             ModelError: If the prompt cannot be encoded, or an answer is not a number.
         """
-        return await (await self.models.get(model)).batcher.score(prompt)
+        found = await (await self.models.get(model)).batcher.score(prompt)
+        self.answered_at = time.monotonic()
+        return found
 
     async def score_if_idle(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]] | None:
         """As ``score``, for a challenger; None where the replica is busy or does not hold the model yet.
@@ -65,6 +74,12 @@ class TaskReplica:
         return (await loop.run_in_executor(self.idle_only, found.scorer.score, [prompt]))[0]
 
     async def check_health(self) -> None:
-        """A real score of a tiny prompt; Serve replaces a replica that fails it or does not finish it."""
+        """A real score of a tiny prompt, where nothing was answered lately.
+
+        Serve asks every other second, which is how soon it sees that a process is gone, and replaces a replica that
+        fails this or does not finish it.
+        """
         found = await self.models.health()
-        await asyncio.to_thread(found.scorer.score, [found.probe])
+        if time.monotonic() - self.answered_at > PROOF_S:
+            await asyncio.to_thread(found.scorer.score, [found.probe])
+            self.answered_at = time.monotonic()

@@ -107,6 +107,7 @@ class Shared:
     """What the service did with replicas that all tasks share."""
 
     rows: list[Row]
+    lone: list[Sent]
     saturated: Capacity
 
 
@@ -120,7 +121,7 @@ def _shared(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Shar
     bar.advance()
     clients = f"{settings.clients} clients, shared replicas"
     rows = [row("one at a time, shared replicas", lone), row(clients, saturated.sent, saturated.requests_per_s)]
-    return Shared(rows, saturated)
+    return Shared(rows, lone, saturated)
 
 
 def cores_of(settings: ServingBenchmark) -> int:
@@ -167,9 +168,8 @@ def _generated(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> f
 def figures(served: Served, engine: Speed | None, tree: Speed | None, generated: float | None) -> dict[str, Any]:
     """What the service is judged by; None where a part was not measured."""
     rate, per_cpu_s = served.saturated.requests_per_s, served.saturated.requests_per_cpu_s
-    on_top = router_ms(served.lone)
     return {
-        "router_ms_p50": median(on_top) if on_top else None,
+        "router_ms_p50": _median_on_top(served.lone),
         "requests_per_s": rate,
         "requests_per_cpu_s": per_cpu_s,
         "engine_requests_per_s": engine.requests_per_s if engine else None,
@@ -189,11 +189,18 @@ def shared_figures(shared: Shared | None, tree: Speed | None, generated: float |
     """Likewise, of replicas that all tasks share."""
     found = shared.saturated if shared else None
     return {
+        "shared_router_ms_p50": _median_on_top(shared.lone) if shared else None,
         "shared_requests_per_s": found.requests_per_s if found else None,
         "shared_requests_per_cpu_s": found.requests_per_cpu_s if found else None,
         "shared_throughput_share_one_tree": found.requests_per_s / tree.requests_per_s if found and tree else None,
         "shared_speedup_over_generate_app": found.requests_per_cpu_s / generated if found and generated else None,
     }
+
+
+def _median_on_top(lone: Sequence[Sent]) -> float | None:
+    """Milliseconds beside the engine's; None where the service does not say what those were."""
+    found = router_ms(lone)
+    return median(found) if found else None
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -44,7 +44,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Part:
+class SamePrefix:
     """Those questions of a prompt that see the same beginning of its prefix."""
 
     tree: Tree
@@ -79,7 +79,7 @@ def encode_all(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: 
     return trees
 
 
-def encode_apart(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: int) -> list[list[Part]]:
+def encode_apart(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: int) -> list[list[SamePrefix]]:
     """Per prompt the trees of its questions, each question beside as much of the prefix as it alone leaves room for.
 
     So what one question holds, such as an item's title, never changes what another sees. Nearly always that is the
@@ -92,15 +92,15 @@ def encode_apart(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens
     return [_parts(prompt, prefix, branches, most, lm) for prompt, prefix, branches in _tokenised(prompts, lm)]
 
 
-def _parts(prompt: Prompt, prefix: list[int], branches: list[Branch], most: int, lm: LanguageModel) -> list[Part]:
+def _parts(prompt: Prompt, prefix: list[int], branches: list[Branch], most: int, lm: LanguageModel) -> list[SamePrefix]:
     _room(prompt, branches, most)
     by_room: dict[int, list[int]] = {}
     for number, branch in enumerate(branches):
         by_room.setdefault(_own_room(len(prefix), len(branch.token_ids), most), []).append(number)
     return [
-        Part(_tree(prompt, prefix, [branches[number] for number in numbers], room, lm), tuple(numbers))
+        SamePrefix(_tree(prompt, prefix, [branches[number] for number in numbers], room, lm), tuple(numbers))
         for room, numbers in by_room.items()
-    ] or [Part(_tree(prompt, prefix, [], most, lm), ())]
+    ] or [SamePrefix(_tree(prompt, prefix, [], most, lm), ())]
 
 
 def _own_room(prefix: int, question: int, most: int) -> int:

@@ -65,10 +65,11 @@ def test_figures_by_hand() -> None:
 
 
 def test_figures_of_shared_replicas_by_hand() -> None:
-    shared = Shared([], Capacity(1.2, 0.6, []))
+    shared = Shared([], [sent(0, 1.508, engine_ms=1500.0)], Capacity(1.2, 0.6, []))
     found = serving.shared_figures(shared, Speed(60, 1.6, 0.8), 0.025)
     assert found["shared_throughput_share_one_tree"] == pytest.approx(0.75)
     assert found["shared_speedup_over_generate_app"] == pytest.approx(24.0)
+    assert found["shared_router_ms_p50"] == pytest.approx(8.0)
     assert (found["shared_requests_per_s"], found["shared_requests_per_cpu_s"]) == (1.2, 0.6)
     assert set(serving.shared_figures(None, None, 0.025).values()) == {None}
 

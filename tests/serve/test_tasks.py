@@ -4,12 +4,14 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from recranker.errors import ModelError
 from recranker.llm.model import load_adapter, load_model
-from recranker.llm.scoring import make_scorer
+from recranker.llm.scoring import TreeScorer, make_scorer
 from serve.cost import bytes_of
 from serve.source import read_run, run_at
-from serve.tasks import TaskReplica
+from serve.tasks import PROOF_S, TaskReplica
 from tests.serve.runs import another_run, finished_run
 
 
@@ -61,6 +63,24 @@ def test_a_challenger_answers_where_the_replica_is_idle(tmp_path: Path) -> None:
         ours = await replica.score(probe)  # the challenger does not become the model that answers
         assert np.abs(theirs[0] - ours.values[0]).max() > 1e-3
         np.testing.assert_array_equal(theirs[0], (await replica.score(probe, other.key)).values[0])
+
+    asyncio.run(play())
+
+
+def test_a_replica_that_answered_lately_need_not_prove_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = finished_run(tmp_path)
+    replica = TaskReplica("pointwise", read_run(settings), settings)
+
+    async def play() -> None:
+        loaded = await replica.models.get()
+        await replica.score(loaded.probe)
+        monkeypatch.setattr(TreeScorer, "score", fails)
         await replica.check_health()
+        replica.answered_at -= PROOF_S
+        with pytest.raises(ModelError, match="planted"):
+            await replica.check_health()
+
+    def fails(*_: object) -> None:
+        raise ModelError("planted")
 
     asyncio.run(play())
