@@ -50,13 +50,19 @@ class Presence:
 
     async def _watch(self, task: TaskName) -> None:
         """Ends once a replica has answered."""
-        while True:
-            try:
-                await self._tasks[task].is_there.remote()
-                break
-            except (RayError, RayServeException):  # lost as well, or too many wait
+        try:
+            while not await self._answers(task):
                 await asyncio.sleep(PAUSE_S)
-        del self._watched[task]
-        if task in self._absent:
-            logger.warning("task %s: a replica answers again", task)
-            self._absent.discard(task)
+        finally:
+            del self._watched[task]
+            if task in self._absent:
+                logger.warning("task %s: requests ask it again", task)
+                self._absent.discard(task)
+
+    async def _answers(self, task: TaskName) -> bool:
+        """Whether a replica says that it is there; waits for one."""
+        try:
+            await self._tasks[task].is_there.remote()
+        except (RayError, RayServeException):  # lost as well, or too many wait
+            return False
+        return True

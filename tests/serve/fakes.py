@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ray.exceptions import RayActorError
 
 from recranker.tasks.protocol import Prompt, Question
 from serve.batching import Batcher
@@ -37,6 +38,21 @@ class Evenly:
 
     async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         return Scored([even(one) for one in prompt.questions], 100, 0.01)
+
+
+class Roll:
+    """A handle's call to ask whether a replica is there: waits until there is one; the next ``faults`` are lost."""
+
+    def __init__(self) -> None:
+        self.there = asyncio.Event()
+        self.there.set()
+        self.faults = 0
+
+    async def remote(self) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise RayActorError
+        await self.there.wait()
 
 
 class Slow(Evenly):

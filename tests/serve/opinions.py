@@ -10,6 +10,7 @@ from recranker.randomness import generator
 from recranker.tasks.protocol import Prompt, Question
 from serve.scored import Scored
 from serve.wanted import ModelKey
+from tests.serve.fakes import Roll
 
 
 class Opinions:
@@ -19,6 +20,7 @@ class Opinions:
         self.task = task
         self.asked: list[Prompt] = []
         self.score = self
+        self.is_there = Roll()
 
     def remote(self, prompt: Prompt, model: ModelKey | None = None) -> "asyncio.Task[Scored]":
         self.asked.append(prompt)

@@ -65,11 +65,11 @@ def _with_store_that(raises: Exception) -> Send:
 def _failing(attack: Attack, number: str) -> Any:
     """A fault of the router itself, whose message quotes a title."""
 
-    async def scored(planned: Planned, deadline: float, model: ModelKey) -> None:
+    async def heard(planned: Planned, deadline: float, model: ModelKey) -> None:
         raise KeyError(str(planned.prompts))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attack.service, "_scored", scored)
+        patch.setattr(attack.service, "_heard", heard)
         batch = sends("/v1/rank:batch", body={"requests": [{"candidates": TWO}]})(attack, number)
         assert batch.json()["answers"][0]["status"] == 500
         with pytest.raises(AssertionError, match="internal_error") as told:

@@ -25,23 +25,8 @@ from serve.router import TOKEN_VARIABLE, Router, read_token
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey
-from tests.serve.fakes import Evenly
+from tests.serve.fakes import Evenly, Roll
 from tests.serve.test_ranking import request, served
-
-
-class Roll:
-    """Whether a replica is there: calls wait until there is one, and the next ``faults`` of them are lost."""
-
-    def __init__(self) -> None:
-        self.there = asyncio.Event()
-        self.there.set()
-        self.faults = 0
-
-    async def remote(self) -> None:
-        if self.faults:
-            self.faults -= 1
-            raise lost()
-        await self.there.wait()
 
 
 class Handle:
