@@ -6,12 +6,12 @@ from pathlib import Path
 
 from recranker.errors import DataError, RecrankerError, first_line
 from recranker.evaluation.promotion import Duel, duel
-from recranker.llm.tuned import adapter_for
 from recranker.registry import TUNING, Version
 from recranker.schema import CANDIDATES, RANKINGS
 from recranker.store import Store
 from recranker.tasks.settings import TaskName
 from serve.models import verified_model
+from serve.replica_sets import adapters_of
 from serve.source import FUSED_ROW, ServedRun, run_at
 
 logger = logging.getLogger("recranker.jobs")
@@ -137,7 +137,7 @@ def _calibration_error(run: ServedRun, limit: float) -> float:
 
 def _reproduce_golden_answers(run: ServedRun, cache: Path) -> tuple[str, ...]:
     """Load every adapter once; returns their names."""
-    tasks: dict[str, TaskName] = {adapter_for(run.adapters, task).name: task for task in run.tasks}
+    tasks: dict[str, TaskName] = {adapter.name: task for task, adapter in adapters_of(run).items()}
     for task in tasks.values():
         verified_model(task, run, cache)
     return tuple(sorted(tasks))

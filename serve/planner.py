@@ -80,7 +80,8 @@ def plan(
             found = _within(prompt, places, load.cost, left_s - MARGIN * load.wait_s, before, shorten)
         if found is not None:
             asked[task] = found
-            before += num_bytes_of_questions(found) if together else 0
+            if together:
+                before += bytes_of(found) - len(found.prefix.encode())
         elif load is not None:
             idle = _within(prompt, places, load.cost, left_s, before, shorten)
             left_out[task] = "deadline" if idle is None else "queue"
@@ -111,11 +112,6 @@ def shortened(prompt: Prompt, places: Mapping[str, int], num_bytes: float) -> Pr
 def num_pairs(prompt: Prompt) -> int:
     """Pairs that ``prompt`` asks about, in either order."""
     return len({frozenset(one.item_ids) for one in prompt.questions})
-
-
-def num_bytes_of_questions(prompt: Prompt) -> int:
-    """UTF-8 bytes of what ``prompt`` asks after its prefix."""
-    return bytes_of(prompt) - len(prompt.prefix.encode())
 
 
 def _within(

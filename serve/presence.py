@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from recranker.tasks.settings import TaskName
+from serve.replica_sets import ReplicaSet
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,42 +28,42 @@ class Presence:
 
     def __init__(self, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
         self._tasks = tasks
-        self._absent: set[TaskName] = set()
-        self._watched: dict[TaskName, asyncio.Task[None]] = {}
+        self._absent: set[ReplicaSet] = set()
+        self._watched: dict[ReplicaSet, asyncio.Task[None]] = {}
 
     @property
-    def absent(self) -> Set[TaskName]:
+    def absent(self) -> set[TaskName]:
         """Tasks without a replica that could be asked."""
-        return self._absent
+        return {task for one in self._absent for task in one.tasks}
 
-    async def still_there(self, task: TaskName, patience_s: float) -> bool:
-        """Whether another replica of ``task``, which has just lost one, can be asked.
+    async def still_there(self, replicas: ReplicaSet, patience_s: float) -> bool:
+        """Whether another of ``replicas``, which have just lost one, can be asked.
 
-        If none can within a second or ``patience_s``, the task is absent until one can.
+        If none can within a second, their tasks are absent until one can; less patience than that says nothing of it.
         """
-        if task not in self._watched:
-            self._watched[task] = asyncio.create_task(self._watch(task))
-        done, _ = await asyncio.wait({self._watched[task]}, timeout=min(THERE_S, patience_s))
-        if not done and patience_s >= THERE_S and task not in self._absent:
-            logger.warning("task %s: no replica left, requests go on without it", task)
-            self._absent.add(task)
+        if replicas not in self._watched:
+            self._watched[replicas] = asyncio.create_task(self._watch(replicas))
+        done, _ = await asyncio.wait({self._watched[replicas]}, timeout=min(THERE_S, patience_s))
+        if not done and patience_s >= THERE_S and replicas not in self._absent:
+            logger.warning("%s: no replica left, requests go on without it", replicas.deployment)
+            self._absent.add(replicas)
         return bool(done)
 
-    async def _watch(self, task: TaskName) -> None:
+    async def _watch(self, replicas: ReplicaSet) -> None:
         """Ends once a replica has answered."""
         try:
-            while not await self._answers(task):
+            while not await self._answers(replicas):
                 await asyncio.sleep(PAUSE_S)
         finally:
-            del self._watched[task]
-            if task in self._absent:
-                logger.warning("task %s: requests ask it again", task)
-                self._absent.discard(task)
+            del self._watched[replicas]
+            if replicas in self._absent:
+                logger.warning("%s: requests ask it again", replicas.deployment)
+                self._absent.discard(replicas)
 
-    async def _answers(self, task: TaskName) -> bool:
+    async def _answers(self, replicas: ReplicaSet) -> bool:
         """Whether a replica says that it is there; waits for one."""
         try:
-            await self._tasks[task].is_there.remote()
+            await self._tasks[replicas.first].is_there.remote()
         except (RayError, RayServeException):  # lost as well, or too many wait
             return False
         return True

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +38,24 @@ def replica_sets(settings: ServeSettings, tasks: Iterable[TaskName]) -> tuple[Re
     return tuple(ReplicaSet(task, (task,)) for task in tasks)
 
 
+def adapters_of(run: ServedRun) -> dict[TaskName, Path]:
+    """The adapter that answers each task.
+
+    Raises:
+        RecrankerError: If the run has been tuned again, or has no adapter for a task.
+    """
+    folder = run.adapters
+    return {task: adapter_for(folder, task) for task in run.tasks}
+
+
 def check_adapters(settings: ServeSettings, run: ServedRun) -> None:
     """Refuse a run whose tasks cannot be answered by the same replicas, where they are to be.
 
     Raises:
         SettingsError: If tasks share their replicas and have adapters of their own.
-        RecrankerError: If the run has been tuned again, or has no adapter for a task.
+        RecrankerError: See ``adapters_of``.
     """
-    if settings.replica_sets == "shared" and len({adapter_for(run.adapters, task) for task in run.tasks}) > 1:
+    if settings.replica_sets == "shared" and len(set(adapters_of(run).values())) > 1:
         raise SettingsError(
             f"replica_sets is 'shared', but tasks of run {run.name} have adapters of their own; serve it with "
             "replica_sets: per_task, or tune it with tune.adapters=joint"

@@ -144,7 +144,7 @@ class Router:
         asked = ask(request, run, self.settings)
         self.metrics.arrived(request, run.data.max_title_characters)
         self._look_again()
-        planned = self.queues.plan(asked, deadline, absent=self._absent())
+        planned = self.queues.plan(asked, deadline, absent=self.presence.absent)
         asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
         heard = await self._heard(planned, deadline, asked.model)
         response = respond(asked, _answers(asked, heard), request, run)
@@ -190,7 +190,7 @@ class Router:
         """What ``tasks`` say to ``asked`` where they have room and time for all of it."""
         wanted = replace(asked, prompts={task: asked.prompts[task] for task in tasks})
         try:
-            planned = self.queues.plan(wanted, deadline, absent=self._absent(), shorten=False)
+            planned = self.queues.plan(wanted, deadline, absent=self.presence.absent, shorten=False)
             return await self._heard(planned, deadline, asked.model)
         except BusyError:
             return Heard({}, 0)
@@ -223,10 +223,6 @@ class Router:
             self.metrics.degraded.labels(task).inc()
         if heard.tokens:
             self.metrics.prompt_tokens.observe(heard.tokens)
-
-    def _absent(self) -> set[TaskName]:
-        """Tasks that nobody can answer just now."""
-        return {task for one in self.sets if one.first in self.presence.absent for task in one.tasks}
 
     def _replicas(self, one: ReplicaSet) -> int:
         """How many replicas; where their number follows the load, those that ran when somebody looked last."""
@@ -272,17 +268,17 @@ class Router:
 
     async def _answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
         """The answers to ``prompt``, or why there are none."""
-        name, first = call.replicas.deployment, call.replicas.first
+        name = call.replicas.deployment
         attempt = 1
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    return await _answered(self.tasks[first].score.remote(prompt, model))
+                    return await _answered(self.tasks[call.replicas.first].score.remote(prompt, model))
             except BackPressureError:
                 return "busy"
             except RayActorError as error:  # the replica went away with the question, rather than failing at it
                 left = deadline - ANSWER_S - time.monotonic()
-                if attempt == self.settings.max_attempts or not await self.presence.still_there(first, left):
+                if attempt == self.settings.max_attempts or not await self.presence.still_there(call.replicas, left):
                     return _missing(name, "lost", error)
                 for task in call.prompts:
                     self.metrics.retries.labels(task, "replica_lost").inc()

@@ -64,8 +64,8 @@ class ServeSettings(Settings):
 
     replica_sets: Literal["per_task", "shared"] = "per_task"
     """'per_task': each task has replicas of its own, with an adapter and numbers of its own. 'shared': one set of
-    replicas answers all tasks and reads a user's history once for them, which is about half of the work and a third of
-    the memory; all tasks must have one adapter (tune.adapters=joint)."""
+    replicas answers all tasks and reads a user's history once for them, which takes about half of the CPU time and
+    one model in memory instead of three; all tasks must have one adapter (tune.adapters=joint)."""
     replicas: int = Field(default=1, ge=1)
     """Replicas of each of the three tasks, every one with a model of its own; the fewest, where max_replicas is set."""
     max_replicas: int | None = Field(default=None, ge=1)

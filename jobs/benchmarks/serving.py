@@ -102,16 +102,7 @@ def _served(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Serv
     return Served(rows, lone, saturated, overload, soak)
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What the service did with replicas that all tasks share."""
-
-    rows: list[Row]
-    lone: list[Sent]
-    saturated: Capacity
-
-
-def _shared(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Shared:
+def _shared(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Served:
     bar.set_text("replicas that all tasks share")
     changed = {"replica_sets": "shared", "replicas": cores_of(settings), "max_replicas": None, "per_task": {}}
     settings = settings.model_copy(update={"service": settings.service.model_copy(update=changed)})
@@ -121,7 +112,7 @@ def _shared(settings: ServingBenchmark, asked: Sequence[Body], bar: Bar) -> Shar
     bar.advance()
     clients = f"{settings.clients} clients, shared replicas"
     rows = [row("one at a time, shared replicas", lone), row(clients, saturated.sent, saturated.requests_per_s)]
-    return Shared(rows, lone, saturated)
+    return Served(rows, lone, saturated, overload=None, soak=None)
 
 
 def cores_of(settings: ServingBenchmark) -> int:
@@ -185,7 +176,7 @@ def figures(served: Served, engine: Speed | None, tree: Speed | None, generated:
     }
 
 
-def shared_figures(shared: Shared | None, tree: Speed | None, generated: float | None) -> dict[str, Any]:
+def shared_figures(shared: Served | None, tree: Speed | None, generated: float | None) -> dict[str, Any]:
     """Likewise, of replicas that all tasks share."""
     found = shared.saturated if shared else None
     return {

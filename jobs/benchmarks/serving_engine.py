@@ -4,18 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 from jobs.benchmarks.own_process import in_own_processes, wait_for_all
 from jobs.load.plan import Body
 from recranker.llm.scoring import TreeScorer, make_scorer
-from recranker.llm.tuned import adapter_for
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
 from serve.messages import RankRequest
 from serve.models import verified_model
 from serve.ranking import ask
-from serve.replica_sets import SHARED, Call, ReplicaSet
+from serve.replica_sets import SHARED, Call, ReplicaSet, adapters_of
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_run
 
@@ -48,7 +46,7 @@ def engine_speed(
     Returns:
         None where tasks have adapters of their own, which no tree can share.
     """
-    if one_tree and len(set(_adapters(read_run(settings)).values())) > 1:
+    if one_tree and len(set(adapters_of(read_run(settings)).values())) > 1:
         return None
     found = in_own_processes(processes, _answer, settings, bodies, batch, seconds, one_tree)
     requests = sum(one[0] for one in found)
@@ -81,16 +79,12 @@ def prompts_of(body: Body, run: ServedRun, settings: ServeSettings) -> Prompts:
 
 def load_scorers(settings: ServeSettings, run: ServedRun) -> dict[TaskName, TreeScorer]:
     """By task; tasks that share an adapter share a scorer."""
-    folders = _adapters(run)
+    folders = adapters_of(run)
     one_task = {folder: task for task, folder in folders.items()}
     loaded = {
         folder: make_scorer(verified_model(task, run, settings.cache), run.llm) for folder, task in one_task.items()
     }
     return {task: loaded[folder] for task, folder in folders.items()}
-
-
-def _adapters(run: ServedRun) -> dict[TaskName, Path]:
-    return {task: adapter_for(run.adapters, task) for task in run.tasks}
 
 
 def _by_task(scorers: dict[TaskName, TreeScorer]) -> Callable[[Sequence[Prompts]], None]:

@@ -6,7 +6,7 @@ import pytest
 
 from jobs import benchmark
 from jobs.benchmarks import serving, serving_engine
-from jobs.benchmarks.serving import Outcome, Served, Shared
+from jobs.benchmarks.serving import Outcome, Served
 from jobs.benchmarks.serving_engine import Speed, engine_speed, load_scorers, one_tree_of, prompts_of
 from jobs.benchmarks.serving_load import (
     RECOVERY_S,
@@ -65,7 +65,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_figures_of_shared_replicas_by_hand() -> None:
-    shared = Shared([], [sent(0, 1.508, engine_ms=1500.0)], Capacity(1.2, 0.6, []))
+    shared = Served([], [sent(0, 1.508, engine_ms=1500.0)], Capacity(1.2, 0.6, []), None, None)
     found = serving.shared_figures(shared, Speed(60, 1.6, 0.8), 0.025)
     assert found["shared_throughput_share_one_tree"] == pytest.approx(0.75)
     assert found["shared_speedup_over_generate_app"] == pytest.approx(24.0)
@@ -161,7 +161,7 @@ def test_the_speeds_of_all_processes_add_up(service: ServeSettings, monkeypatch:
 def test_tasks_with_adapters_of_their_own_share_no_tree(
     monkeypatch: pytest.MonkeyPatch, service: ServeSettings
 ) -> None:
-    monkeypatch.setattr(serving_engine, "_adapters", lambda run: {"pointwise": Path("a"), "listwise": Path("b")})
+    monkeypatch.setattr(serving_engine, "adapters_of", lambda run: {"pointwise": Path("a"), "listwise": Path("b")})
     assert engine_speed(service, [], processes=1, batch=1, seconds=1, one_tree=True) is None
 
 

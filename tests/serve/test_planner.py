@@ -133,7 +133,7 @@ def test_fewer_pairs_are_asked_where_there_is_no_time_for_all_and_the_plan_says_
 
 
 @pytest.mark.parametrize("schedule", ["budgeted", "all"])
-def test_a_plan_for_a_full_list_takes_less_than_two_milliseconds(schedule: str) -> None:
+def test_a_plan_for_a_full_list_takes_less_than_a_millisecond(schedule: str) -> None:
     instruct = InstructSettings.model_validate({"pair_schedule": schedule})
     asked = ask(request(26), served(instruct=instruct), ServeSettings(run="toy"))
     places = {one.item_id: one.place for one in asked.candidates}
@@ -147,4 +147,4 @@ def test_a_plan_for_a_full_list_takes_less_than_two_milliseconds(schedule: str) 
         taken.append(time.thread_time() - started)
     assert found.pairs is not None
     assert found.pairs[1] == num_pairs(asked.prompts["pairwise"])
-    assert min(taken) < 0.002  # 0.8 ms on an idle core for the 650 questions of all pairs
+    assert min(taken) < 0.001
