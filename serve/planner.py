@@ -95,13 +95,14 @@ def shortened(prompt: Prompt, places: Mapping[str, int], num_bytes: float) -> Pr
     in no pair count as even, so that a few pairs alone would say too much about the few.
     """
     nearest = _nearest_first(prompt, places)
-    items = {item for pair in nearest for item in pair[0].item_ids}
+    items = set().union(*(pair[0].item_ids for pair in nearest))
     least = min(len(items) - 1, math.ceil(len(nearest) / 2))
     kept: list[Question] = []
     left = num_bytes - len(prompt.prefix.encode())
     number = 0
     for pair in nearest:
-        left -= sum(len(one.text.encode()) for one in pair)
+        for one in pair:
+            left -= len(one.text.encode())
         if left < 0:
             break
         kept += pair
@@ -111,7 +112,8 @@ def shortened(prompt: Prompt, places: Mapping[str, int], num_bytes: float) -> Pr
 
 def num_pairs(prompt: Prompt) -> int:
     """Pairs that ``prompt`` asks about, in either order."""
-    return len({frozenset(one.item_ids) for one in prompt.questions})
+    asked = {one.item_ids for one in prompt.questions}
+    return len(asked) - sum(a < b and (b, a) in asked for a, b in asked)
 
 
 def _within(
@@ -128,15 +130,13 @@ def _within(
 
 def _nearest_first(prompt: Prompt, places: Mapping[str, int]) -> list[list[Question]]:
     """The questions of each pair; pairs of neighbours first, the top ones of those first."""
-    pairs: dict[frozenset[str], list[Question]] = {}
+    pairs: dict[tuple[int, int], list[Question]] = {}  # by what orders them, as no two pairs have the same two places
     for one in prompt.questions:
-        pairs.setdefault(frozenset(one.item_ids), []).append(one)
-
-    def nearness(pair: list[Question]) -> tuple[int, int]:
-        first, second = (places[item] for item in pair[0].item_ids)
-        return abs(first - second), min(first, second)
-
-    return sorted(pairs.values(), key=nearness)
+        a, b = one.item_ids
+        first, second = places[a], places[b]
+        nearness = (second - first, first) if first < second else (first - second, second)
+        pairs.setdefault(nearness, []).append(one)
+    return [pairs[nearness] for nearness in sorted(pairs)]
 
 
 def _pairs(wanted: Mapping[TaskName, Prompt], asked: Mapping[TaskName, Prompt]) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Which tasks have nobody who could answer: known from a call that was lost, until a replica can be asked again."""
+"""Which tasks have nobody who could answer: from a call that is lost or hangs until a replica can be asked again."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ PAUSE_S = 0.5
 
 
 class Presence:
-    """Watches tasks that have lost a replica.
+    """Watches tasks that have lost a replica, or say nothing.
 
     Serve holds a call that no replica can take, and a new replica loads a model first: without this every request
     would wait until its deadline for a task that cannot answer.
@@ -37,7 +37,7 @@ class Presence:
         return {task for one in self._absent for task in one.tasks}
 
     async def still_there(self, replicas: ReplicaSet, patience_s: float) -> bool:
-        """Whether another of ``replicas``, which have just lost one, can be asked.
+        """Whether any of ``replicas`` can be asked.
 
         If none can within a second, their tasks are absent until one can; less patience than that says nothing of it.
         """

@@ -33,6 +33,9 @@ class Queue:
         """When a call last ended or found nobody before it, and when the last one began."""
         self._too_slow = 0
 
+    def __len__(self) -> int:
+        return len(self._sizes)
+
     def enter(self, num_bytes: int, now: float) -> int:
         """Count a call of a prompt of that size; returns its key."""
         if not self._sizes:
@@ -60,7 +63,7 @@ class Queue:
         """
         if self.cost is None or (self._too_slow >= RECHECK and now - self._asked > RECHECK_S):
             return None
-        number = len(self._sizes) * routers
+        number = len(self) * routers
         if number < replicas:
             return Load(self.cost, 0.0)
         tokens = self.cost.tokens(sum(self._sizes.values()) * routers)
@@ -112,6 +115,10 @@ class Queues:
         queue = self._queues[replicas]
         key = queue.enter(bytes_of(prompt), self._clock())
         return lambda _: queue.leave(key, self._clock())
+
+    def under_way(self, replicas: ReplicaSet) -> int:
+        """Calls of all routers that have not been answered; each is thought to wait for as many."""
+        return len(self._queues[replicas]) * self._routers
 
     def heard(self, replicas: ReplicaSet, scored: Scored) -> None:
         """Take over what a replica says about its cost."""

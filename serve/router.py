@@ -60,6 +60,8 @@ ANSWER_S = 0.005
 """Seconds before the deadline at which waiting ends, so that the answer is there by then."""
 LOOK_S = 10.0
 """Seconds between two looks at the number of replicas, while requests come."""
+QUIET_S = 1.0
+"""Seconds without an answer after which replicas with room are asked whether they are there."""
 STATUS_S = 5.0
 """Seconds within which Serve's controller must say which replicas run; it may be on its way back from a fault."""
 
@@ -273,7 +275,8 @@ class Router:
         while (left := deadline - ANSWER_S - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    return await _answered(self.tasks[call.replicas.first].score.remote(prompt, model))
+                    found = await self._while_there(call.replicas, prompt, model, left)
+                    return found or _missing(name, "lost", TimeoutError())
             except BackPressureError:
                 return "busy"
             except RayActorError as error:  # the replica went away with the question, rather than failing at it
@@ -289,6 +292,28 @@ class Router:
             except (RayError, RayServeException) as error:
                 return _missing(name, "failed", error)
         return _missing(name, "late", TimeoutError())
+
+    async def _while_there(self, replicas: ReplicaSet, prompt: Prompt, model: ModelKey, left_s: float) -> Scored | None:
+        """What ``replicas`` answer; None where they say nothing for a while and none is there.
+
+        A replica that dies idle takes no call with it from which that would be known, and Serve keeps the next one for
+        a replica that is still to start.
+        """
+        answer = asyncio.create_task(_answered(self.tasks[replicas.first].score.remote(prompt, model)))
+        there: asyncio.Task[bool] | None = None
+        try:
+            await asyncio.wait({answer}, timeout=QUIET_S)
+            has_room = self.queues.under_way(replicas) <= self._replicas(replicas) * self.settings.max_ongoing_requests
+            if not answer.done() and has_room:  # a full one could not be asked whether it is there
+                there = asyncio.create_task(self.presence.still_there(replicas, left_s - QUIET_S))
+                await asyncio.wait({answer, there}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done() and not there.result():
+                    return None
+            return await answer
+        finally:
+            for one in (answer, there):
+                if one is not None:
+                    one.cancel()
 
 
 async def _answered(call: DeploymentResponse) -> Scored:

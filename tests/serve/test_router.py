@@ -18,10 +18,10 @@ from serve import router
 from serve.cost import Cost
 from serve.errors import BusyError, LateError, RefusedError
 from serve.messages import ModelState, Plan, RankRequest, RankResponse, Readiness
-from serve.presence import PAUSE_S
+from serve.presence import PAUSE_S, THERE_S
 from serve.ranking import ask
 from serve.replica_sets import SHARED
-from serve.router import TOKEN_VARIABLE, Router, read_token
+from serve.router import QUIET_S, TOKEN_VARIABLE, Router, read_token
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey
@@ -122,6 +122,39 @@ def test_a_lost_call_with_little_time_left_says_nothing_about_the_next() -> None
         assert (await asked.rank(request(tasks=["listwise"]))).degraded == ()
 
     asyncio.run(life())
+
+
+def test_a_task_that_says_nothing_is_left_out_where_nobody_is_there() -> None:
+    silent = Handle(30.0)  # its replica died idle: Serve keeps the call for the next one
+
+    async def life() -> None:
+        asked = Router(ServeSettings(run="toy"), served(), {"pointwise": Handle(), "listwise": silent})  # type: ignore[dict-item]
+        both = request(tasks=["pointwise", "listwise"])
+        silent.is_there.there.clear()
+        assert (await asked.rank(both)).degraded == ("listwise",)
+        assert silent.taken_back == 1
+        assert (await asked.rank(both)).plan == Plan(left_out={"listwise": "no_replica"})
+        assert counted(asked, "requests_total", task="listwise", outcome="lost") == 1.0
+        silent.is_there.there.set()
+        await asyncio.sleep(0.0)
+        assert (await asked.rank(both)).degraded == ()
+
+    started = time.monotonic()
+    asyncio.run(life())
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_slow_task_is_waited_for_where_somebody_is_there_or_all_have_their_hands_full() -> None:
+    async def answered(asked: Router, requests: int) -> list[tuple[str, ...]]:
+        sent = [asked.rank(request(tasks=["listwise"])) for _ in range(requests)]
+        return [one.degraded for one in await asyncio.gather(*sent)]
+
+    slow = QUIET_S + 2 * THERE_S
+    settings = ServeSettings(run="toy", max_ongoing_requests=1)
+    there, full_hands = Handle(slow), Handle(slow, slow)
+    assert asyncio.run(answered(Router(settings, served(), {"listwise": there}), 1)) == [()]  # type: ignore[dict-item]
+    full_hands.is_there.there.clear()
+    assert asyncio.run(answered(Router(settings, served(), {"listwise": full_hands}), 2)) == [(), ()]  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("fault", [failed, full])
