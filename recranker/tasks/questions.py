@@ -42,7 +42,8 @@ def ranking_questions(
     questions: list[Question] = []
     if "pointwise" in tasks:
         questions += [
-            pointwise.question(one, kind=kind, scale=scale, hint=hint, templates=templates) for one in candidates
+            pointwise.question(one, len(candidates), kind=kind, scale=scale, hint=hint, templates=templates)
+            for one in candidates
         ]
     if "pairwise" in tasks:
         pairs = pairwise.pairs(candidates, settings.pair_schedule, *key, per_candidate=settings.pairs_per_candidate)
@@ -112,18 +113,27 @@ def _pointwise(
     scale: RatingScale,
     templates: Templates | None,
 ) -> list[Question]:
-    hint = settings.hints
+    hint, number = settings.hints, 1 + len(hard)
     if settings.pointwise_answer == "rating":
         if target_rating is None:
             return []
         label = pointwise.rating_label(target_rating, scale)
-        return [pointwise.question(target, kind="rating", scale=scale, hint=hint, answer=label, templates=templates)]
+        return [
+            pointwise.question(target, number, kind="rating", scale=scale, hint=hint, answer=label, templates=templates)
+        ]
     negatives = hard[: settings.pointwise_negatives]
     asked = [(target, "Yes"), *((other, "No") for other in negatives)]
-    soft = [pointwise.soft_like(one, 1 + len(hard), len(negatives)) for one, _ in asked]
+    soft = [pointwise.soft_like(one, number, len(negatives)) for one, _ in asked]
     return [
         pointwise.question(
-            one, kind="like", scale=scale, hint=hint, answer=answer, soft_labels=probabilities, templates=templates
+            one,
+            number,
+            kind="like",
+            scale=scale,
+            hint=hint,
+            answer=answer,
+            soft_labels=probabilities,
+            templates=templates,
         )
         for (one, answer), probabilities in zip(asked, soft, strict=True)
     ]

@@ -36,10 +36,10 @@ class InstructSettings(Settings):
     """Unrated candidates per training prompt asked about as 'No', where the answer is 'like'."""
     pairs: int = Field(default=2, ge=1)
     """Pairs per training prompt: the target against hard candidates."""
-    pair_schedule: PairSchedule = "disjoint"
-    """Pairs at inference: 'disjoint' halves of a shuffle (RecRanker), 'all' pairs, or 'budgeted': neighbours in the
-    order that hints quote, the nearest first."""
-    pairs_per_candidate: int = Field(default=2, ge=1)
+    pair_schedule: PairSchedule = "budgeted"
+    """Pairs at inference: 'disjoint' halves of a shuffle (RecRanker), which leave most items uncompared, 'all' pairs,
+    or 'budgeted': neighbours in the order that hints quote, the nearest first."""
+    pairs_per_candidate: int = Field(default=1, ge=1)
     """Pairs per candidate of a list, at the most, where the schedule is 'budgeted'; each is asked in both orders."""
     list_permutations: int = Field(default=2, ge=1, le=100)
     """Keyed shuffles of the candidates at inference, at the most, averaged; a third and further ones are there for

@@ -72,13 +72,13 @@ def test_without_ratings_a_rating_is_not_asked_and_no_rating_is_mentioned() -> N
     settings = InstructSettings(pointwise_answer="rating")
     asked = training_questions(bare, "i4", None, settings, SCALE, 0)
     assert {one.task for one in asked} == {"pairwise", "listwise"}
-    assert "predicted" not in pointwise.question(bare[0], kind="like", scale=SCALE, hint="backbone").text
+    assert "predicted" not in pointwise.question(bare[0], 10, kind="like", scale=SCALE, hint="backbone").text
 
 
 def test_hints_say_what_the_retriever_thinks_and_can_be_left_out() -> None:
     assert "[second]" in pairwise.question(TEN[5], TEN[2], hint="backbone").text
     assert "[order: B C A]" in listwise.question([TEN[9], TEN[0], TEN[4]], hint="backbone").text
-    assert "[predicted rating 3.6]" in pointwise.question(TEN[4], kind="like", scale=SCALE, hint="backbone").text
+    assert "[predicted rating 3.6]" in pointwise.question(TEN[4], 10, kind="like", scale=SCALE, hint="backbone").text
     for one in ranking_questions(TEN, InstructSettings(hints="none"), SCALE, 0):
         assert "[" not in one.text
 
@@ -117,7 +117,9 @@ def test_soft_labels_by_hand() -> None:
 
 
 def test_the_rerankers_place_is_the_pointwise_hint() -> None:
-    assert pointwise.question(TEN[4], kind="like", scale=SCALE, hint="reranker").text.endswith("[place 5]")
+    assert pointwise.question(TEN[4], 10, kind="like", scale=SCALE, hint="reranker").text.endswith(
+        " [others: unsure, place 5]"
+    )
 
 
 def test_title_slots_grow_with_the_candidates_and_not_with_their_square() -> None:

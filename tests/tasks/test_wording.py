@@ -39,14 +39,14 @@ def test_the_texts_of_this_version_are_these_to_the_letter() -> None:
         "What other recommenders say stands in brackets.\nDisliked:\nJaws\nLiked:\nHeat\nRan"
     )
     assert build_prefix([], []).endswith("in brackets.\nLiked: nothing known yet")
-    like = pointwise.question(FIRST, kind="like", scale=SCALE, hint="reranker")
-    rating = pointwise.question(FIRST, kind="rating", scale=SCALE, hint="backbone")
+    like = pointwise.question(FIRST, 2, kind="like", scale=SCALE, hint="reranker")
+    rating = pointwise.question(FIRST, 2, kind="rating", scale=SCALE, hint="backbone")
     pair, listed = (
         pairwise.question(FIRST, SECOND, hint="reranker"),
         listwise.question([FIRST, SECOND], hint="backbone"),
     )
     assert [one.text for one in (like, rating, pair, listed)] == [
-        "\n\nLike Alien? [place 2]",
+        "\n\nLike Alien? [others: unsure, place 2]",
         "\n\nRate Alien from 1 to 5. [predicted rating 3.5]",
         "\n\nPrefer Alien to {Brazil}? [second]",
         "\n\nBest of\nA. Alien\nB. {Brazil}\n[order: B A]",

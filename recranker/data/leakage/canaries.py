@@ -571,7 +571,9 @@ def _better_hint(question: Row, place: int) -> str:
     if question["task"] == "listwise":
         best, letters = question["labels"][place], quoted.removeprefix("order: ").removesuffix("]").split()
         return f"{head}[order: {' '.join([best, *(one for one in letters if one != best)])}]"
-    return f"{head}[place 1]" if quoted.startswith("place") else f"{head}[predicted rating 9.9]"
+    if quoted.startswith("predicted"):
+        return f"{head}[predicted rating 9.9]"
+    return f"{head}[{'others: Yes, ' if quoted.startswith('others') else ''}place 1]"
 
 
 def _target_in_history(tables: GateTables, prompt: Row, one: Row) -> None:

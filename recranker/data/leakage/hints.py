@@ -1,7 +1,7 @@
 """Checks of the hints questions quote: each must be what the published signal says, so that none knows the target.
 
-A hint stands in brackets at the end of a question: ``[place 3]`` or ``[predicted rating 3.6]`` of one item, ``[first]``
-or ``[second]`` of a pair, ``[order: C A B]`` of a list.
+A hint stands in brackets at the end of a question: ``[others: mostly Yes, place 3]``, ``[place 3]`` or
+``[predicted rating 3.6]`` of one item, ``[first]`` or ``[second]`` of a pair, ``[order: C A B]`` of a list.
 """
 
 import numpy as np
@@ -16,7 +16,9 @@ from recranker.data.leakage.tables import GateTables, taken
 from recranker.data.lookup import column, opened, places
 from recranker.errors import LeakageError
 
-PLACE = r" \[place (?P<said>\d+)\]$"
+PLACE = r" \[(?:others: (?P<opinion>[A-Za-z ]+), )?place (?P<said>\d+)\]$"
+OPINIONS = np.array(["Yes", "mostly Yes", "unsure", "mostly No", "No"])
+"""Of the first fifth of a list, the second, and so on."""
 RATING = r" \[predicted rating (?P<said>-?\d+\.\d)\]$"
 WINNER = r" \[(?P<said>first|second)\]$"
 ORDER = r"\n\[order: (?P<said>[A-Z ]+)\]$"
@@ -37,7 +39,9 @@ def hints_quoted(tables: GateTables) -> None:
         return
     ranks = _ranks(tables)
     place = np.append(ranks, 0)[asked.offer]
-    _single_items(asked, place, column(opened(tables.lists["predicted_ratings"])[1]).astype(np.float64))
+    offers = np.bincount(tables.offers.lists)[tables.offers.lists]
+    opinion = np.append(OPINIONS[(ranks - 1) * len(OPINIONS) // offers], "")[asked.offer]
+    _single_items(asked, place, opinion, column(opened(tables.lists["predicted_ratings"])[1]).astype(np.float64))
     _winners(asked, place)
     _orders(asked, place)
 
@@ -68,14 +72,16 @@ def _nothing_quoted(asked: Asked) -> None:
         asked.refuse(found, "a question quotes a hint although prompts are said to have none", "state instruct.hints")
 
 
-def _single_items(asked: Asked, place: Ints, predicted: Floats) -> None:
-    """Pointwise: the place, or the predicted rating, of the one item."""
+def _single_items(asked: Asked, place: Ints, opinion: NDArray[np.str_], predicted: Floats) -> None:
+    """Pointwise: the place, in words too where it is, or the predicted rating, of the one item."""
     rows = np.flatnonzero(asked.tasks == "pointwise")
     item = np.searchsorted(asked.question, rows)  # a question's first item
     texts = taken(asked.texts, rows)
     said, rated = _said(texts, PLACE), _said(texts, RATING)
     asked.refuse(_marked(asked, rows, np.isnan(said) & np.isnan(rated)), "a question quotes no hint", _WAY_OUT)
     wrong = ~np.isnan(said) & (said != place[item])
+    words = column(pc.fill_null(pc.struct_field(pc.extract_regex(texts, PLACE), "opinion"), "")).astype(np.str_)
+    wrong |= (words != "") & (words != opinion[item])
     guess = np.append(predicted, np.nan)[asked.offer[item]]
     wrong |= ~np.isnan(rated) & ~(np.abs(rated - guess) <= ROUNDING)
     trap = "the hint of a pointwise question is not what the signal says of its item"
