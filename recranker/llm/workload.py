@@ -10,6 +10,7 @@ from recranker.llm.plan import Amount, PromptTokens, Row, Work
 from recranker.llm.settings import TuneSettings
 from recranker.llm.training import AdapterPlan, batches, micro_batches, num_steps
 from recranker.llm.tuned import JOINT
+from recranker.tasks.pairwise import num_pairs
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import MAX_SHOWN, InstructSettings, TaskName
 
@@ -17,7 +18,7 @@ FRAME_TOKENS = 95
 """Of a prefix without its titles: the chat frame and what is explained; SmolLM2's tokenizer."""
 TITLE_TOKENS = 11.5
 """Of a title in a history, with its line's end; MovieLens-100K under the same tokenizer."""
-QUESTION_TOKENS: dict[TaskName, int] = {"pointwise": 24, "pairwise": 34, "listwise": 5}
+QUESTION_TOKENS: dict[TaskName, int] = {"pointwise": 28, "pairwise": 34, "listwise": 5}
 """Of a question, its titles and hints included, but of a list without its candidates; measured on the same."""
 LISTED_TOKENS = 14.5
 """Of a candidate in a list, with its letter and its place in the hint."""
@@ -81,9 +82,11 @@ class Supposed:
         return self._asking(tasks, {"pointwise": 1 + negatives, "pairwise": self.instruct.pairs, "listwise": 1})
 
     def ranking(self, tasks: Sequence[TaskName]) -> PromptTokens:
-        """A prompt that asks about a list: every candidate, disjoint pairs in both orders, one or two shuffles."""
+        """A prompt that asks about a list: every candidate, pairs in both orders, one or two shuffles."""
+        number, schedule = self.candidates, self.instruct.pair_schedule
+        pairs = num_pairs(number, schedule, per_candidate=self.instruct.pairs_per_candidate)
         shuffles = min(self.instruct.list_permutations, 2)
-        return self._asking(tasks, {"pointwise": self.candidates, "pairwise": self.candidates, "listwise": shuffles})
+        return self._asking(tasks, {"pointwise": number, "pairwise": 2 * pairs, "listwise": shuffles})
 
     def _asking(self, tasks: Sequence[TaskName], counts: Mapping[TaskName, int]) -> PromptTokens:
         listed = self.candidates if self.candidates <= MAX_SHOWN else self.instruct.list_window

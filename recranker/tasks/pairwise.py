@@ -68,6 +68,14 @@ def pairs(
     return list(combinations(candidates, 2))
 
 
+def num_pairs(num_items: int, schedule: PairSchedule, *, per_candidate: int) -> int:
+    """How many ``pairs`` are of so many candidates."""
+    every = num_items * (num_items - 1) // 2
+    if schedule == "all":
+        return every
+    return min((num_items + 1) // 2 if schedule == "disjoint" else per_candidate * num_items, every)
+
+
 def disjoint(num_items: int, *key: str | int) -> list[tuple[int, int]]:
     """Disjoint pairs of positions from a keyed permutation P: (P[i], P[i + n/2]).
 

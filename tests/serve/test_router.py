@@ -284,8 +284,8 @@ def test_fewer_pairs_are_asked_where_there_is_time_for_some() -> None:
     whole = handle.asked[0]
     one_less = sum(len(one.text) for one in whole.questions[2:]) + len(whole.prefix)
     response = within(asked, 1.1 * 0.01 * (one_less + 50), num=8, tasks=["pairwise"])
-    assert response.plan == Plan(pairs_asked=3, pairs_wanted=4)
-    assert len(handle.asked[1].questions) == 6
+    assert response.plan == Plan(pairs_asked=7, pairs_wanted=8)
+    assert len(handle.asked[1].questions) == 14
     assert (response.order, response.degraded) == ("fused", ())
 
 

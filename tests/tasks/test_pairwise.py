@@ -61,6 +61,13 @@ def test_a_budget_is_linear_and_no_pair_comes_twice(count: int, expected: int) -
     assert len(set(found)) == len(found) == expected
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 9, 10])
+@pytest.mark.parametrize("schedule", ["disjoint", "all", "budgeted"])
+def test_pairs_are_counted_before_they_are_made(schedule: pairwise.PairSchedule, count: int) -> None:
+    made = pairwise.pairs(some(count), schedule, "key", per_candidate=2)
+    assert pairwise.num_pairs(count, schedule, per_candidate=2) == len(made)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 @pytest.mark.parametrize("schedule", ["disjoint", "all", "budgeted"])
 def test_one_candidate_meets_nobody(schedule: pairwise.PairSchedule, count: int) -> None:

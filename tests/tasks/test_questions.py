@@ -11,14 +11,15 @@ TEN = [Candidate(f"i{n}", f"Film {n}", n + 1, 4.0 - n / 10) for n in range(10)]
 MANY = [Candidate(f"i{n}", f"Film {n}.", n + 1, None, 1 / 200) for n in range(200)]
 
 
-def test_a_user_costs_ten_points_ten_pairs_and_two_lists() -> None:
+def test_a_user_costs_ten_points_ten_pairs_in_both_orders_and_two_lists() -> None:
     asked = ranking_questions(TEN, InstructSettings(), SCALE, 0, "list")
-    assert [sum(one.task == task for one in asked) for task in ("pointwise", "pairwise", "listwise")] == [10, 10, 2]
+    assert [sum(one.task == task for one in asked) for task in ("pointwise", "pairwise", "listwise")] == [10, 20, 2]
     assert all(one.answer is None for one in asked)
 
 
-def test_pairs_are_disjoint_and_asked_in_both_orders() -> None:
-    asked = [one.item_ids for one in ranking_questions(TEN, InstructSettings(), SCALE, 0, "list", tasks=["pairwise"])]
+def test_disjoint_pairs_are_asked_in_both_orders() -> None:
+    settings = InstructSettings(pair_schedule="disjoint")
+    asked = [one.item_ids for one in ranking_questions(TEN, settings, SCALE, 0, "list", tasks=["pairwise"])]
     assert all(pair[::-1] in asked for pair in asked)
     assert sorted(item for pair in asked for item in pair) == sorted(2 * [one.item_id for one in TEN])
 
@@ -117,13 +118,17 @@ def test_soft_labels_by_hand() -> None:
 
 
 def test_the_rerankers_place_is_the_pointwise_hint() -> None:
-    assert pointwise.question(TEN[4], 10, kind="like", scale=SCALE, hint="reranker").text.endswith(
-        " [others: unsure, place 5]"
-    )
+    asked = ranking_questions(TEN, InstructSettings(), SCALE, 0, tasks=["pointwise"])
+    words = ["Yes", "Yes", "mostly Yes", "mostly Yes", "unsure", "unsure", "mostly No", "mostly No", "No", "No"]
+    for place, (one, word) in enumerate(zip(asked, words, strict=True), start=1):
+        assert one.text.endswith(f" [others: {word}, place {place}]")
+    assert [pointwise.opinion(place, 3) for place in (1, 2, 3)] == ["Yes", "mostly Yes", "mostly No"]
+    rating = pointwise.question(TEN[4], 10, kind="rating", scale=SCALE, hint="reranker")
+    assert rating.text.endswith("5. [place 5]")
 
 
 def test_title_slots_grow_with_the_candidates_and_not_with_their_square() -> None:
-    settings = InstructSettings(pair_schedule="budgeted")
+    settings = InstructSettings(pair_schedule="budgeted", pairs_per_candidate=2)
     slots = {
         count: sum(len(one.item_ids) for one in ranking_questions(MANY[:count], settings, SCALE, 0))
         for count in (10, 200)
@@ -135,7 +140,8 @@ def test_title_slots_grow_with_the_candidates_and_not_with_their_square() -> Non
 
 @pytest.mark.parametrize("schedule", ["disjoint", "all", "budgeted"])
 def test_every_pair_is_asked_in_both_orders(schedule: pairwise.PairSchedule) -> None:
-    asked = ranking_questions(TEN, InstructSettings(pair_schedule=schedule), SCALE, 0, tasks=["pairwise"])
+    settings = InstructSettings(pair_schedule=schedule, pairs_per_candidate=2)
+    asked = ranking_questions(TEN, settings, SCALE, 0, tasks=["pairwise"])
     pairs = [one.item_ids for one in asked]
     assert len(set(pairs)) == len(pairs) == {"disjoint": 10, "all": 90, "budgeted": 40}[schedule]
     assert {pair[::-1] for pair in pairs} == set(pairs)
@@ -161,7 +167,7 @@ def test_a_long_list_is_asked_about_in_windows_that_differ_between_shuffles() ->
 
 
 def test_one_candidate_is_asked_about_pointwise_only_and_none_not_at_all() -> None:
-    for settings in (InstructSettings(), InstructSettings(pair_schedule="budgeted"), InstructSettings(hints="none")):
+    for settings in (InstructSettings(), InstructSettings(pair_schedule="disjoint"), InstructSettings(hints="none")):
         assert [one.task for one in ranking_questions(TEN[:1], settings, SCALE, 0)] == ["pointwise"]
         assert ranking_questions([], settings, SCALE, 0) == ()
 

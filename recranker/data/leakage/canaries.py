@@ -576,6 +576,16 @@ def _better_hint(question: Row, place: int) -> str:
     return f"{head}[{'others: Yes, ' if quoted.startswith('others') else ''}place 1]"
 
 
+def _words_know(tables: GateTables, prompt: Row, one: Row) -> None:
+    """The words of the target's place are the best ones, beside the right number."""
+    for question in prompt["questions"]:
+        head, _, quoted = str(question["text"]).rpartition("[others: ")
+        if head and question["item_ids"] == [one["target_id"]] and not quoted.startswith("Yes"):
+            question["text"] = f"{head}[others: Yes,{quoted.partition(',')[2]}"
+            return
+    raise LookupError("words that do not favour the target already")
+
+
 def _target_in_history(tables: GateTables, prompt: Row, one: Row) -> None:
     lines = prompt["prefix"].split("\n")
     prompt["prefix"] = "\n".join([*lines, _title(tables, one["target_id"])])
@@ -670,6 +680,7 @@ CANARIES: tuple[Canary, ...] = (
     Canary("signal-knows-targets", _MATRIX, "not-too-good", _oracle),
     Canary("guess-off-scale", _SCALE, "predicted-on-scale", _guess_off_scale),
     Canary("hint-of-item-knows-target", _MATRIX, "hints-quoted", _asked("test", _hint_knows("pointwise"))),
+    Canary("words-of-hint-know-target", _MATRIX, "hints-quoted", _asked("test", _words_know)),
     Canary("hint-of-pair-knows-target", _MATRIX, "hints-quoted", _asked("train", _hint_knows("pairwise"))),
     Canary("hint-of-list-knows-target", _MATRIX, "hints-quoted", _asked("test", _hint_knows("listwise"))),
     Canary("target-in-its-own-fit", _IN_SAMPLE, "out-of-fold", _target_in_fit, ("popularity-by-id",)),
