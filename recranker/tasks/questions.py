@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from recranker.errors import DataError, SettingsError
 from recranker.randomness import generator
@@ -113,27 +114,16 @@ def _pointwise(
     scale: RatingScale,
     templates: Templates | None,
 ) -> list[Question]:
-    hint, number = settings.hints, 1 + len(hard)
+    number = 1 + len(hard)
+    ask = partial(pointwise.question, num_candidates=number, scale=scale, hint=settings.hints, templates=templates)
     if settings.pointwise_answer == "rating":
         if target_rating is None:
             return []
-        label = pointwise.rating_label(target_rating, scale)
-        return [
-            pointwise.question(target, number, kind="rating", scale=scale, hint=hint, answer=label, templates=templates)
-        ]
+        return [ask(target, kind="rating", answer=pointwise.rating_label(target_rating, scale))]
     negatives = hard[: settings.pointwise_negatives]
     asked = [(target, "Yes"), *((other, "No") for other in negatives)]
     soft = [pointwise.soft_like(one, number, len(negatives)) for one, _ in asked]
     return [
-        pointwise.question(
-            one,
-            number,
-            kind="like",
-            scale=scale,
-            hint=hint,
-            answer=answer,
-            soft_labels=probabilities,
-            templates=templates,
-        )
+        ask(one, kind="like", answer=answer, soft_labels=probabilities)
         for (one, answer), probabilities in zip(asked, soft, strict=True)
     ]

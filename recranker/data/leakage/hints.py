@@ -17,7 +17,7 @@ from recranker.data.lookup import column, opened, places
 from recranker.errors import LeakageError
 
 PLACE = r" \[(?:others: (?P<opinion>[A-Za-z ]+), )?place (?P<said>\d+)\]$"
-OPINIONS = np.array(["Yes", "mostly Yes", "unsure", "mostly No", "No"])
+OPINIONS = ("Yes", "mostly Yes", "unsure", "mostly No", "No")
 """Of the first fifth of a list, the second, and so on."""
 RATING = r" \[predicted rating (?P<said>-?\d+\.\d)\]$"
 WINNER = r" \[(?P<said>first|second)\]$"
@@ -39,9 +39,7 @@ def hints_quoted(tables: GateTables) -> None:
         return
     ranks = _ranks(tables)
     place = np.append(ranks, 0)[asked.offer]
-    offers = np.bincount(tables.offers.lists)[tables.offers.lists]
-    opinion = np.append(OPINIONS[(ranks - 1) * len(OPINIONS) // offers], "")[asked.offer]
-    _single_items(asked, place, opinion, column(opened(tables.lists["predicted_ratings"])[1]).astype(np.float64))
+    _single_items(asked, place, tables)
     _winners(asked, place)
     _orders(asked, place)
 
@@ -72,27 +70,35 @@ def _nothing_quoted(asked: Asked) -> None:
         asked.refuse(found, "a question quotes a hint although prompts are said to have none", "state instruct.hints")
 
 
-def _single_items(asked: Asked, place: Ints, opinion: NDArray[np.str_], predicted: Floats) -> None:
+def _single_items(asked: Asked, place: Ints, tables: GateTables) -> None:
     """Pointwise: the place, in words too where it is, or the predicted rating, of the one item."""
     rows = np.flatnonzero(asked.tasks == "pointwise")
     item = np.searchsorted(asked.question, rows)  # a question's first item
     texts = taken(asked.texts, rows)
-    said, rated = _said(texts, PLACE), _said(texts, RATING)
+    said, rated = _number(texts, PLACE), _number(texts, RATING)
     asked.refuse(_marked(asked, rows, np.isnan(said) & np.isnan(rated)), "a question quotes no hint", _WAY_OUT)
     wrong = ~np.isnan(said) & (said != place[item])
-    words = column(pc.fill_null(pc.struct_field(pc.extract_regex(texts, PLACE), "opinion"), "")).astype(np.str_)
-    wrong |= (words != "") & (words != opinion[item])
+    wrong |= _other_words(texts, place[item], tables.offers.lists, asked.offer[item])
+    predicted = column(opened(tables.lists["predicted_ratings"])[1]).astype(np.float64)
     guess = np.append(predicted, np.nan)[asked.offer[item]]
     wrong |= ~np.isnan(rated) & ~(np.abs(rated - guess) <= ROUNDING)
     trap = "the hint of a pointwise question is not what the signal says of its item"
     asked.refuse(_marked(asked, rows, wrong), trap, _WAY_OUT)
 
 
+def _other_words(texts: pa.Array, place: Ints, lists: Ints, offer: Ints) -> NDArray[np.bool_]:
+    """``(texts,)`` whether a text says in words what is not the place of its item among those offered in its list."""
+    words = _said(texts, PLACE, "opinion")
+    found = column(pc.fill_null(pc.index_in(words, pa.array(OPINIONS)), -1))
+    there = column(pc.fill_null(pc.not_equal(words, ""), False)).astype(bool)
+    return np.asarray(there & (found != (place - 1) * len(OPINIONS) // np.bincount(lists)[lists[offer]]))
+
+
 def _winners(asked: Asked, place: Ints) -> None:
     """Pairwise: which of the two the signal places higher."""
     rows = np.flatnonzero((asked.tasks == "pairwise") & (asked.count == 2))
     item = np.searchsorted(asked.question, rows)
-    said = pc.struct_field(pc.extract_regex(taken(asked.texts, rows), WINNER), "said")
+    said = _said(taken(asked.texts, rows), WINNER)
     due = np.where(place[item] < place[np.minimum(item + 1, len(place) - 1)], "first", "second")
     wrong = ~column(pc.fill_null(pc.equal(said, pa.array(due, pa.string())), False)).astype(bool)
     asked.refuse(
@@ -111,16 +117,20 @@ def _orders(asked: Asked, place: Ints) -> None:
     due = pc.binary_join(
         pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(letters[order], pa.string())), " "
     )
-    said = pc.struct_field(pc.extract_regex(taken(asked.texts, rows), ORDER), "said")
+    said = _said(taken(asked.texts, rows), ORDER)
     wrong = ~column(pc.fill_null(pc.equal(said, due), False)).astype(bool)
     trap = "the order quoted in a listwise question is not the signal's"
     asked.refuse(_marked(asked, rows, wrong), trap, _WAY_OUT)
 
 
-def _said(texts: pa.Array, pattern: str) -> Floats:
+def _said(texts: pa.Array, pattern: str, group: str = "said") -> pa.Array:
+    """``(texts,)`` what a group of ``pattern`` holds; null where nothing matches, empty where the group alone lacks."""
+    return pc.struct_field(pc.extract_regex(texts, pattern), group)
+
+
+def _number(texts: pa.Array, pattern: str) -> Floats:
     """``(texts,)`` the number quoted, NaN where there is none."""
-    said = pc.struct_field(pc.extract_regex(texts, pattern), "said")
-    return column(pc.fill_null(pc.cast(said, pa.float64()), np.nan))
+    return column(pc.fill_null(pc.cast(_said(texts, pattern), pa.float64()), np.nan))
 
 
 def _marked(asked: Asked, rows: Ints, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
