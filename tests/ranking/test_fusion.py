@@ -85,6 +85,21 @@ def test_signals_without_evidence_leave_the_retrievers_order() -> None:
     assert learn_weights(lists, targets) == {"listwise": 0.0, "backbone": 1.0}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_signals_that_repeat_one_another_share_the_weight(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tasks = ("pointwise", "pairwise", "listwise")
+    lists, targets = [], []
+    for _ in range(100):
+        good = random.normal(size=10)
+        targets.append(int(random.choice(10, p=np.exp(good) / np.exp(good).sum())))
+        noisy = {task: good + 0.5 * random.normal(size=10) for task in tasks}
+        lists.append({**noisy, "backbone": random.normal(size=10)})
+    weights = learn_weights(lists, targets)
+    assert min(weights[task] for task in tasks) > 0.22
+    assert weights["backbone"] < 0.12
+
+
 def test_weights_must_beat_the_best_signal_that_is_there_anyway() -> None:
     lists, targets = planted(1.0)
     random = np.random.default_rng(2)
