@@ -4,6 +4,7 @@ python -m jobs.benchmark ranking --users 8 --candidates 10 50 200 --json FILE
 python -m jobs.benchmark instructions --users 100000 1000000 --json FILE
 python -m jobs.benchmark tuning zero=false --json FILE
 python -m jobs.benchmark serving soak_minutes=30 --json FILE              (first, once: make quickstart, jobs.publish)
+python -m jobs.benchmark injection users=100 --json FILE                  (first, once: as above)
 python -m jobs.benchmark backbones epochs=100 'threads=[1, 2]' --json FILE   (first, once: make benchmark-env)
 """
 
@@ -14,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmarks import backbones, instructions, ranking, serving, tuning
+from jobs.benchmarks import backbones, injection, instructions, ranking, serving, tuning
 from jobs.benchmarks.results import top_k_table, training_table
 from jobs.benchmarks.settings import (
     BackbonesBenchmark,
+    InjectionBenchmark,
     InstructionsBenchmark,
     RankingBenchmark,
     ServingBenchmark,
@@ -135,6 +137,11 @@ def show_serving(outcome: serving.Outcome, settings: ServingBenchmark) -> None:
             shown.print(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
 
 
+def show_injection(outcome: injection.Outcome, settings: InjectionBenchmark) -> None:
+    """Print the table."""
+    console(TABLE_WIDTH).print(injection.table(outcome.rows))
+
+
 BENCHMARKS = {
     "ranking": Benchmark(
         "the ranking engine beside full prompts and generated text, on real users with a real model",
@@ -159,6 +166,12 @@ BENCHMARKS = {
         ServingBenchmark,
         serving.measure,
         show_serving,
+    ),
+    "injection": Benchmark(
+        "how far text in a title that asks for the first place lifts the item, beside harmless text of that length",
+        InjectionBenchmark,
+        injection.measure,
+        show_injection,
     ),
     "backbones": Benchmark(
         "LightGCN and MF beside RecBole's and implicit's (make benchmark-env installs those)",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jobs.load.settings import HostSettings
+from jobs.load.settings import HostSettings, RequestSettings
 from jobs.settings import JobSettings, RaySettings, StoreSettings
 from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
@@ -203,3 +203,14 @@ class ServingBenchmark(HostSettings):
     """Tokens it generates for each question: a word and the end of the turn."""
     soak_minutes: float = Field(default=0.0, ge=0)
     """Minutes of half of what the service can answer, while its memory is watched; 0: none."""
+
+
+class InjectionBenchmark(RequestSettings):
+    """Text in an item's title that asks to be ranked first, against harmless text of the same length."""
+
+    users: int = Field(default=40, ge=2)
+    """Published users; a candidate of each, drawn at random, gets one of the texts behind its title."""
+    texts: tuple[str, ...] = Field(min_length=1)
+    """What is put there, in turn."""
+    samples: int = Field(default=10_000, ge=100)
+    """Bootstrap resamples behind the intervals."""

@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 from jobs.load.plan import Body
-from jobs.load.settings import HostSettings
+from jobs.load.settings import RequestSettings
 from recranker.errors import DataError
 from recranker.randomness import key_of
 from recranker.store import Store
@@ -16,7 +16,7 @@ from serve.users import Users
 KEPT = {"history", "candidates"}
 
 
-def bodies(settings: HostSettings) -> list[Body]:
+def bodies(settings: RequestSettings) -> list[Body]:
     """One per user, in an order keyed by the seed.
 
     Raises:
