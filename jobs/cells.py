@@ -158,7 +158,9 @@ def plan(jobs: Sequence[Job], stages: Sequence[Stage], name: str) -> list[dict[s
 
 
 def _plan(job: Job, stages: Sequence[Stage], name: str, seen: set[str]) -> Iterator[tuple[str, str]]:
-    store, recipes, finished = job.store(name), {}, set()
+    store = job.store(name)
+    recipes: dict[str, str] = {}
+    finished: set[str] = set()
     for stage in stages:
         inputs = [recipes[read] for read in stage.reads]
         recipe = settings_hash(

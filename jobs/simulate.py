@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m jobs.simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, field in ServiceSettings.model_fields.items():
-        kind = field.annotation if callable(field.annotation) else str
+        kind: Any = field.annotation if callable(field.annotation) else str
         default = "" if field.is_required() else f" (default {field.default:g})"
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=kind, required=field.is_required(), help=f"{field.description}{default}")

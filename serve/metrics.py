@@ -41,7 +41,7 @@ class Metrics:
     """The metrics of one process, in a registry of their own."""
 
     def __init__(self, run: ServedRun) -> None:
-        disable_created_metrics()  # a gauge beside every counter, which says when it began
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a gauge beside every counter, which says when it began
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests", "Requests, whole ones and per task, by what became of them", "outcome"
@@ -84,8 +84,9 @@ class Metrics:
     def arrived(self, request: RankRequest, max_title_characters: int) -> None:
         """Count what ``request`` holds."""
         self.candidates.observe(len(request.candidates))
-        for one in (*request.history, *request.candidates):
-            for kind in sanitised_kinds(one.title or "", max_title_characters):
+        titles = [one.title for one in request.history] + [one.title or "" for one in request.candidates]
+        for title in titles:
+            for kind in sanitised_kinds(title, max_title_characters):
                 self.sanitised.labels(kind).inc()
 
     def finished(self, task: str, outcome: str, seconds: float) -> None:

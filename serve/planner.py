@@ -75,7 +75,7 @@ def plan(
             left_out[task] = "no_replica"
             continue
         load = loads.get(task)
-        found = prompt
+        found: Prompt | None = prompt
         if load is not None:
             found = _within(prompt, places, load.cost, left_s - MARGIN * load.wait_s, before, shorten)
         if found is not None:

@@ -7,7 +7,7 @@ cluster. They are filled beside those in use and take their place in one transac
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from recranker.errors import DataError, OutputError, SettingsError, first_line
@@ -49,7 +49,7 @@ class RedisUsers:
     def meta(self) -> Meta:
         """See ``UserStore``."""
         try:
-            fields = self._redis.hgetall(self._keys["meta"])
+            fields = cast("dict[str, str]", self._redis.hgetall(self._keys["meta"]))  # decode_responses
         except _errors() as error:
             raise DataError(
                 f"{self.where} does not answer: {_line(error)}; start it, or change setting users"
@@ -113,7 +113,7 @@ def fill(url: str, run: str, users: SqliteUsers, on_rows: Callable[[int], None] 
 def _fill(redis: "Redis", name: str, rows: Iterator[tuple[str, str]], on_rows: Callable[[int], None]) -> None:
     redis.unlink(name)  # of a fill that was stopped
     while some := dict(islice(rows, _AT_A_TIME)):
-        redis.hset(name, mapping=some)
+        redis.hset(name, mapping=cast("dict[Any, Any]", some))  # mypy: str is not one of its unions of keys
         on_rows(len(some))
 
 

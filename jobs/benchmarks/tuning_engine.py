@@ -26,7 +26,7 @@ class PlainEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> float:
         """Clip, update the adapter, forget the gradients; the norm is that before clipping."""

@@ -22,7 +22,7 @@ from recranker.backbones.signals import signal_rows
 from recranker.errors import DataError, SettingsError
 from recranker.randomness import key_of, keys_of
 from recranker.ranking.choice import fit_flat_choice, lists_of, log_probabilities
-from recranker.ranking.evidence import Evidence, FoldView, evidence_of
+from recranker.ranking.evidence import Evidence, FoldView, SignalScores, evidence_of
 from recranker.ranking.settings import ConventionalModel, ConventionalSettings, FeatureGroup
 from recranker.schema import CANDIDATES, SIGNALS
 
@@ -193,7 +193,7 @@ def conventional_scores(
     interactions: Interactions,
     folds: Mapping[str, FoldView],
     lists: pa.Table,
-    signals: Mapping[str, Floats],
+    signals: Mapping[str, SignalScores],
     items: pa.Table,
     facts: Mapping[str, Any],
     settings: ConventionalSettings,

@@ -28,6 +28,8 @@ from recranker.ranking.settings import FeatureGroup
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+SignalScores = NDArray[np.floating[Any]]
+"""Another backbone's, in the format it computes in."""
 Columns = dict[str, Floats]
 """``(C,)`` each."""
 
@@ -133,7 +135,7 @@ def evidence_of(
     interactions: Interactions,
     folds: Mapping[str, FoldView],
     lists: pa.Table,
-    signals: Mapping[str, Floats],
+    signals: Mapping[str, SignalScores],
     items: pa.Table,
     facts: Mapping[str, Any],
 ) -> Evidence:
@@ -237,7 +239,7 @@ def _backbone(lists: Lists, table: pa.Table) -> Columns:
     return {"backbone_score": scores, "backbone_place": -np.log1p(lists.places), "backbone_odds": np.exp(scores - top)}
 
 
-def _signals(lists: Lists, signals: Mapping[str, Floats]) -> Columns:
+def _signals(lists: Lists, signals: Mapping[str, SignalScores]) -> Columns:
     columns: Columns = {}
     for name, scores in signals.items():
         order = np.lexsort((lists.places, -scores, lists.of))
@@ -405,7 +407,7 @@ def _indices(ids: pa.Array, known: pa.Array, kind: str) -> Ints:
     return np.asarray(found.to_numpy(), np.int64)
 
 
-def _check(lists: Lists, table: pa.Table, folds: Mapping[str, FoldView], signals: Mapping[str, Floats]) -> None:
+def _check(lists: Lists, table: pa.Table, folds: Mapping[str, FoldView], signals: Mapping[str, SignalScores]) -> None:
     missing = sorted(set(table["fold"].to_pylist()) - set(folds))
     if missing:
         raise DataError(f"candidate lists come from folds {missing}, evidence is given of {sorted(folds)}")
