@@ -79,7 +79,7 @@ class RankRequest:
     weights: Mapping[str, float] | None = None
     """Replaces the weights learned in the run; by task, and 'backbone'."""
     deadline_ms: int | None = None
-    """Milliseconds for the service; from the client's own time where it is missing."""
+    """Milliseconds for the service, at the most; what the client's own time leaves where that is less."""
     explain: bool = False
     """Whether to ask again without each of the latest entries of the history, to see what they change."""
 
@@ -160,7 +160,7 @@ class _Common:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.max_attempts = max_attempts
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": f"Bearer {token.strip()}"} if token else {}  # of a file: with its newline
 
     def _attempts(self, path: str, body: dict[str, Any], request_id: str | None) -> "_Steps":
         """One call: yields what to do next, is sent what came of it, and returns the answer's JSON.
@@ -173,7 +173,8 @@ class _Common:
         attempt = 0
         while True:
             left = ends - time.monotonic()
-            deadline = body.get("deadline_ms") or max(1, int(left * SHARE * 1000))
+            deadline = max(1, int(left * SHARE * 1000))  # after that nobody waits for an answer
+            deadline = min(body.get("deadline_ms", deadline), deadline)
             found = yield _Send(f"{self.url}{path}", {**body, "deadline_ms": deadline}, headers, max(left, 0.001))
             attempt += 1
             if isinstance(found, httpx.Response) and found.is_success:
@@ -372,6 +373,8 @@ def _wait_s(found: _Outcome, attempt: int) -> float | None:
     Source: Brooker 2015, Exponential backoff and jitter, AWS architecture blog.
     """
     jitter = random.uniform(0.0, min(LONGEST_S, FIRST_S * 2.0 ** (attempt - 1)))
+    if isinstance(found, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+        return None  # it was never sent, and never will be
     if not isinstance(found, httpx.Response):
         return jitter
     # a 500 without a code of the service's own is the proxy's: the replica that had the request is gone

@@ -4,7 +4,9 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
-from serve.errors import RefusedError, problem_of, where
+from pydantic import ValidationError
+
+from serve.errors import RefusedError, invalid, problem_of, where
 from serve.messages import BatchAnswer, BatchRequest, BatchResponse, Limit, RankRequest, RankResponse
 from serve.settings import ServeSettings
 
@@ -51,6 +53,9 @@ async def rank_batch(batch: BatchRequest, service: Ranks, arrived: float, deadli
 async def _answer(sent: Any, service: Ranks, arrived: float, deadline: float) -> BatchAnswer:
     try:
         request = RankRequest.model_validate(sent)
+    except ValidationError as error:
+        return BatchAnswer(status=422, error=invalid(error).body)
+    try:
         own = deadline if request.deadline_ms is None else min(deadline, arrived + request.deadline_ms / 1000)
         return BatchAnswer(status=200, response=await service.rank(request, own))
     except Exception as error:  # one request's failure is not its neighbours'

@@ -92,14 +92,17 @@ def problem_of(error: Exception, retry_after_s: float) -> Problem:
     """What the client is told about ``error``; of one that is not its fault nothing but that it happened."""
     if isinstance(error, RefusedError):
         return problem(422, str(error), code=error.code, limit=error.limit)
-    if isinstance(error, ValidationError):
-        return problem(422, complaints(error.errors(include_url=False, include_context=False, include_input=False)))
     if isinstance(error, (BusyError, UnavailableError)):
         drain_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
         return _come_again(error, math.ceil(max(retry_after_s, min(drain_s, MAX_RETRY_AFTER_S))))
     if isinstance(error, (LateError, TimeoutError)):
         return problem(504, "the time for the request is over, and nothing could be answered within it")
     return problem(500, "the request could not be answered; the service's log says why")
+
+
+def invalid(error: ValidationError) -> Problem:
+    """What the client is told about a request that is none."""
+    return problem(422, complaints(error.errors(include_url=False, include_context=False, include_input=False)))
 
 
 def _come_again(error: BusyError | UnavailableError, seconds: int) -> Problem:

@@ -8,7 +8,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +69,11 @@ class Service:
         return f"http://{host}:{http['port']}{path}".rstrip("/")
 
     @property
+    def deployments(self) -> tuple[str, ...]:
+        """Those it has now, the router's and those of its tasks; none while it is being deployed."""
+        return tuple(self.details["applications"][self.app].get("deployments") or ())
+
+    @property
     def wanted(self) -> Wanted | None:
         """What it was told to serve last; None where it has never been told."""
         for deployment in self.config.get("deployments", ()):
@@ -127,18 +132,29 @@ def hand_over(api: ServeApi, service: Service, run: ServedRun, *, otherwise: Wan
         run: To be served.
         otherwise: What serves now, which a replica that starts anew takes where ``run`` is refused.
         handover: Name of this attempt.
+
+    Raises:
+        ServiceError: If the application is being deployed just now, or its last deployment failed.
     """
+    if not service.deployments:
+        raise ServiceError(
+            f"application '{service.app}' has no deployments just now: it is being deployed, or that failed; see "
+            "serve status, and try again once it runs"
+        )
     wanted = run.wanted.model_copy(update={"otherwise": otherwise, "handover": handover})
-    api.deploy_applications(told(service, wanted, run.tasks))
+    api.deploy_applications(told(service, wanted))
 
 
-def told(service: Service, wanted: Wanted, tasks: Sequence[str]) -> dict[str, Any]:
-    """The configuration of the whole Serve instance as it is, but for the run its routers and ``tasks`` shall serve."""
+def told(service: Service, wanted: Wanted) -> dict[str, Any]:
+    """The configuration of the whole Serve instance as it is, but for the run that the application shall serve.
+
+    Only deployments that are there are named: Serve gives up an application whose configuration names another one.
+    """
     details = copy.deepcopy(dict(service.details))
     apps = [one["deployed_app_config"] for one in details["applications"].values() if one.get("deployed_app_config")]
     deployments = next(one for one in apps if one["name"] == service.app).setdefault("deployments", [])
     by_name = {one["name"]: one for one in deployments}
-    for name in (ROUTER, *tasks):
+    for name in service.deployments:
         if name not in by_name:
             deployments.append({"name": name})
             by_name[name] = deployments[-1]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
+from recranker.data.sources.raw import MAX_ID_CHARACTERS
 from recranker.tasks.settings import TaskName
 
 
@@ -86,7 +87,7 @@ class Candidate(Message):
 
     title: Text | None = None
     """Title of the item; may be left out beside the id of an item whose title is published."""
-    id: Text | None = Field(default=None, min_length=1, max_length=200)
+    id: Text | None = Field(default=None, min_length=1, max_length=MAX_ID_CHARACTERS)
     """Key the answer names it by; the place in the request, from 0, where it is missing."""
     backbone_score: float | None = Field(default=None, ge=-1e12, le=1e12)
     """The retriever's score, higher is better; for all candidates or for none."""
@@ -124,7 +125,7 @@ class Weights(Message):
 class RankRequest(Message):
     """One user's history and candidates."""
 
-    user_id: Text | None = Field(default=None, min_length=1, max_length=200)
+    user_id: Text | None = Field(default=None, min_length=1, max_length=MAX_ID_CHARACTERS)
     """A user whose history is published, in place of a history; of an unknown one nothing is known."""
     history: Annotated[tuple[HistoryEntry, ...], Many] = ()
     """What the user rated or liked, oldest first."""
@@ -332,7 +333,7 @@ class BatchAnswer(Message):
     """The answer to one request of several: a response or an error."""
 
     status: int
-    """What ``/v1/rank`` would have answered with: 200, 422, 503 or 500."""
+    """What ``/v1/rank`` would have answered with: 200, 422, 503, 504 or 500."""
     response: RankResponse | None = None
     """Where the status is 200."""
     error: ErrorMessage | None = None

@@ -54,7 +54,9 @@ class Metrics:
         self.shed = Counter("recranker_shed", "Requests refused because every queue was full", registry=self.registry)
         self.candidates = self._histogram("candidates", "Candidates of a request", CANDIDATES)
         self.prompt_tokens = self._histogram(
-            "prompt_tokens", "Tokens the model computed for a request, all tasks that answered together", TOKENS
+            "prompt_tokens",
+            "Tokens the model computed for a request, all tasks that answered together, explanations aside",
+            TOKENS,
         )
         self.sanitised = Counter(
             "recranker_input_sanitised", "Titles changed or made harmless", ["kind"], registry=self.registry

@@ -17,6 +17,11 @@ THERE_S = 1.0
 """Seconds in which a replica that has room says that it is there; a new one takes longer only to load its model."""
 PAUSE_S = 0.5
 """Seconds between two calls where the one before was lost too."""
+AGAIN_S = 0.25
+"""Seconds after which another call goes beside one that is not answered: that one may have met a replica that hangs,
+while others do not. It is left to wait there, so that Serve counts it and sends the next one elsewhere."""
+MOST = 4
+"""Calls that one watch lets wait."""
 
 
 class Presence:
@@ -30,6 +35,8 @@ class Presence:
         self._tasks = tasks
         self._absent: set[ReplicaSet] = set()
         self._watched: dict[ReplicaSet, asyncio.Task[None]] = {}
+        self._calls: set[asyncio.Task[bool]] = set()
+        """That wait, also when nobody waits for them any more: until the replica they met goes on, or is replaced."""
 
     @property
     def absent(self) -> set[TaskName]:
@@ -52,13 +59,23 @@ class Presence:
     async def _watch(self, replicas: ReplicaSet) -> None:
         """Ends once a replica has answered."""
         try:
-            while not await self._answers(replicas):
+            while not await self._one_answers(replicas):
                 await asyncio.sleep(PAUSE_S)
         finally:
             del self._watched[replicas]
-            if replicas in self._absent:
-                logger.warning("%s: requests ask it again", replicas.deployment)
-                self._absent.discard(replicas)
+
+    async def _one_answers(self, replicas: ReplicaSet) -> bool:
+        """Whether the first of a few calls to be answered says that a replica is there; False: it was lost."""
+        calls: set[asyncio.Task[bool]] = set()
+        while True:
+            if len(calls) < MOST:
+                call = asyncio.create_task(self._answers(replicas))
+                calls.add(call)
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+            done, _ = await asyncio.wait(calls, timeout=AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return any(one.result() for one in done)
 
     async def _answers(self, replicas: ReplicaSet) -> bool:
         """Whether a replica says that it is there; waits for one."""
@@ -66,4 +83,7 @@ class Presence:
             await self._tasks[replicas.first].is_there.remote()
         except (RayError, RayServeException):  # lost as well, or too many wait
             return False
+        if replicas in self._absent:
+            logger.warning("%s: requests ask it again", replicas.deployment)
+            self._absent.discard(replicas)
         return True

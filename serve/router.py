@@ -94,6 +94,7 @@ class Router:
         self.wanted = {one: settings.replicas_of(one.first) for one in self.sets}
         self.looked_at = -math.inf
         self.looking: asyncio.Task[Readiness] | None = None
+        self.counting: asyncio.Future[dict[str, int]] | None = None
         self.presence = Presence(tasks)
         self.queues = Queues(self.sets, self._replicas, settings.routers)
 
@@ -242,30 +243,44 @@ class Router:
         """Whether every task has a running replica, as Serve's controller counts them.
 
         A replica runs once it has been told what to serve, and has a model that reproduced the golden answers of its
-        adapter (``serve/models.py``). While the controller is away nothing is replaced, and what was seen last still
-        answers.
+        adapter (``serve/models.py``). While the controller is away nothing is replaced, and while it deploys the
+        application anew it counts none of its replicas; what was seen last still answers.
         """
         try:
             async with asyncio.timeout(STATUS_S):
-                running = await asyncio.to_thread(running_replicas)
+                running = await self._counted()
         except (TimeoutError, RayError, RayServeException) as error:
             logger.warning("readiness as seen last: no word from Serve's controller, %s", type(error).__name__)
+            running = {}
+        if not running:
             return self.seen.model_copy(update={"model": self.swap.state})
         replicas: dict[str, int] = {task: running.get(one.deployment, 0) for one in self.sets for task in one.tasks}
         missing = tuple(task for task, number in replicas.items() if not number)
         self.seen = Readiness(ready=not missing, replicas=replicas, missing=missing)
         return self.seen.model_copy(update={"model": self.swap.state})
 
+    async def _counted(self) -> dict[str, int]:
+        """``running_replicas``, asked once at a time: while the controller is away a thread waits for each question,
+        and the lookups of users need theirs."""
+        if self.counting is None or self.counting.done():
+            self.counting = asyncio.ensure_future(asyncio.to_thread(running_replicas))
+        return await asyncio.shield(self.counting)
+
     async def _timed_answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
-        started = time.monotonic()
-        found = await self._answer(call, prompt, deadline, model)
+        started, outcome = time.monotonic(), "failed"
+        try:
+            found = await self._answer(call, prompt, deadline, model)
+            outcome = "answered" if isinstance(found, Scored) else found
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            for task in call.prompts:
+                self.metrics.finished(task, outcome, time.monotonic() - started)
         if isinstance(found, Scored):
             self.queues.heard(call.replicas, found)
             if timing := current():
                 timing.answered(found)
-        outcome = "answered" if isinstance(found, Scored) else found
-        for task in call.prompts:
-            self.metrics.finished(task, outcome, time.monotonic() - started)
         return found
 
     async def _answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
@@ -331,10 +346,14 @@ def _answers(asked: Asked, heard: Heard) -> dict[TaskName, list[Answer]]:
 
 
 def running_replicas() -> dict[str, int]:
-    """Replicas of each deployment of this application that run; asks Serve's controller, and waits for it."""
+    """Replicas of each deployment of this application that run; asks Serve's controller, and waits for it.
+
+    None of them is there while the application is deployed anew.
+    """
     name = serve.get_replica_context().app_name  # first, as status would start a cluster where there is none
-    status = serve.status().applications[name]
-    return {task: one.replica_states.get("RUNNING", 0) for task, one in status.deployments.items()}
+    application = serve.status().applications.get(name)
+    deployments = application.deployments if application else {}
+    return {task: one.replica_states.get("RUNNING", 0) for task, one in deployments.items()}
 
 
 def replica_api() -> FastAPI:

@@ -178,6 +178,28 @@ def test_the_service_is_told_the_time_that_is_left(clock: Clock) -> None:
     assert [one.extensions["timeout"]["read"] for one in script.asked] == pytest.approx([10.0, 5.9])
 
 
+def test_a_deadline_of_ones_own_ends_with_the_time_that_is_left(clock: Clock) -> None:
+    script = Script(bad(503, after="4"), good())
+    with Client("http://test", transport=httpx.MockTransport(script), timeout_s=10) as asking:
+        asking.rank(["Alien"], ["Big"], deadline_ms=7000)
+    assert [one["deadline_ms"] for one in script.bodies] == pytest.approx([7000, (10 - 4.1) * 900], abs=1)
+
+
+@pytest.mark.parametrize("fault", [httpx.LocalProtocolError("header"), httpx.UnsupportedProtocol("scheme")])
+def test_what_can_never_be_sent_is_not_tried_again(fault: Exception, clock: Clock) -> None:
+    script = Script(fault)
+    with pytest.raises(ServiceError, match=rf"{type(fault).__name__} \(after 1 attempt,"):
+        ask(script)
+    assert clock.waits == []
+
+
+def test_a_token_may_come_from_a_file_with_its_newline() -> None:
+    script = Script(good())
+    with Client("http://test", "secret\n", transport=httpx.MockTransport(script)) as asking:
+        asking.rank(["Alien"], ["Big"])
+    assert script.asked[0].headers["Authorization"] == "Bearer secret"
+
+
 def test_no_wait_goes_beyond_the_time(clock: Clock) -> None:
     with pytest.raises(ServiceError, match=r"full \(after 2 attempts") as caught:
         ask(Script(bad(503, after="4"), bad(503, after="6", code="busy", message="full")), timeout_s=10)

@@ -6,6 +6,7 @@ Shapes: T tokens of the row, Q questions of all trees, V vocabulary.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -211,16 +212,31 @@ def _chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
     return [logits_V[labels] for logits_V, labels in zip(logits_QV.float(), label_ids, strict=True)]
 
 
+_ONE_AT_A_TIME = Lock()
+"""Whoever looks whether an output head is narrowed, and narrows it."""
+
+
 @contextmanager
 def _head_rows(lm: LanguageModel, rows: Tensor) -> Iterator[bool]:
     """Within this block the output head computes only ``rows`` of its vocabulary; False: it is no plain linear, or
-    sharded."""
+    sharded, or another thread has narrowed it."""
     head = lm.model.get_output_embeddings()
-    if type(head) is not nn.Linear or "forward" in vars(head) or is_sharded(lm):
+    if type(head) is not nn.Linear or is_sharded(lm):
         yield False
         return
-    weight, bias = head.weight[rows], None if head.bias is None else head.bias[rows]
-    setattr(head, "forward", lambda hidden: linear(hidden, weight, bias))  # noqa: B010 - mypy takes it for a method
+    weight, bias, owner = head.weight[rows], None if head.bias is None else head.bias[rows], get_ident()
+
+    def narrowed(hidden: Tensor) -> Tensor:
+        """For this thread; others, such as a health check beside a batch, see the whole vocabulary."""
+        return linear(hidden, weight, bias) if get_ident() == owner else nn.Linear.forward(head, hidden)
+
+    with _ONE_AT_A_TIME:
+        taken = "forward" in vars(head)
+        if not taken:
+            setattr(head, "forward", narrowed)  # noqa: B010 - mypy takes it for a method
+    if taken:
+        yield False
+        return
     try:
         yield True
     finally:

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,40 @@ def test_only_the_heads_rows_of_the_labels_are_computed(lm: LanguageModel) -> No
         head.weight[[row for row in range(size) if row not in used]] = float("nan")
         lm.model.set_output_embeddings(head)
         torch.testing.assert_close(through_decoder(lm, trees), before)
+
+
+def test_another_thread_sees_the_whole_head_while_one_has_narrowed_it(lm: LanguageModel) -> None:
+    few, many = random_trees(1)[2:3], random_trees(2)  # as a health check beside a batch
+    with torch.inference_mode():
+        expected = through_decoder(lm, few), through_decoder(lm, many)
+    others: list[torch.Tensor] = []
+
+    class Model(torch.nn.Module):
+        """Lets another thread ask before its own head is computed."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **asked: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                beside = threading.Thread(target=ask)
+                beside.start()
+                beside.join()
+            return self.inner(**asked)
+
+        def get_output_embeddings(self) -> Any:
+            return self.inner.get_output_embeddings()
+
+    def ask() -> None:
+        with torch.inference_mode():
+            others.append(through_decoder(lm, few))
+
+    lm.model = Model(lm.model)
+    with torch.inference_mode():
+        torch.testing.assert_close(through_decoder(lm, many), expected[1])
+    torch.testing.assert_close(others[0], expected[0])
+    assert "forward" not in vars(lm.model.get_output_embeddings())
 
 
 def test_parts_change_nothing_but_time(shared_lm: LanguageModel) -> None:

@@ -41,17 +41,21 @@ class Evenly:
 
 
 class Roll:
-    """A handle's call to ask whether a replica is there: waits until there is one; the next ``faults`` are lost."""
+    """A handle's call to ask whether a replica is there: waits until there is one; the next ``faults`` are lost, then
+    as many as ``hung`` meet a replica that says nothing."""
 
     def __init__(self) -> None:
         self.there = asyncio.Event()
         self.there.set()
-        self.faults = 0
+        self.faults = self.hung = 0
 
     async def remote(self) -> None:
         if self.faults:
             self.faults -= 1
             raise RayActorError
+        if self.hung:
+            self.hung -= 1
+            await asyncio.Event().wait()
         await self.there.wait()
 
 

@@ -3,6 +3,7 @@ import time
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serve.batch import rank_batch
 from serve.errors import BusyError
@@ -11,7 +12,8 @@ from tests.serve.fake_service import MODEL, FakeService, reversed_ranking, send
 
 SECRET = "k4nary"
 GOOD = {"candidates": [{"title": "A", "id": "a"}, {"title": "B", "id": "b"}]}
-ERRORS = {"busy": BusyError(), "broken": RuntimeError(SECRET)}
+ERRORS = {"busy": BusyError(), "broken": RuntimeError(SECRET), "stored": ValidationError.from_exception_data("x", [])}
+"""The last one is of what the service itself has read, not of what was sent."""
 
 
 class FailsFor(FakeService):
@@ -53,6 +55,12 @@ def test_each_request_is_answered_or_refused_by_itself(caplog: pytest.LogCapture
     assert answers[1]["error"]["message"].startswith("candidates: ")
     assert SECRET not in response.text + caplog.text
     assert "a request of a batch failed: RuntimeError at test_batch.py" in caplog.text
+
+
+def test_what_is_wrong_with_the_services_own_data_is_not_the_clients_fault() -> None:
+    answers = send(FailsFor(), path="/v1/rank:batch", json={"requests": [of("stored"), GOOD]}).json()["answers"]
+    assert [one["status"] for one in answers] == [500, 200]
+    assert answers[0]["error"]["code"] == "internal_error"
 
 
 def test_a_batch_has_a_bound_of_its_own() -> None:

@@ -82,8 +82,9 @@ def deploy(url: str, **settings: Any) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_swap_and_a_refused_one_lose_no_request(url: str, tmp_path: Path) -> None:
-    settings = finished_run(tmp_path)
+@pytest.mark.parametrize(("replica_sets", "deployment"), [("per_task", "pointwise"), ("shared", "tasks")])
+def test_a_swap_and_a_refused_one_lose_no_request(url: str, tmp_path: Path, replica_sets: str, deployment: str) -> None:
+    settings = finished_run(tmp_path).model_copy(update={"replica_sets": replica_sets})
     good = run_at(another_run(tmp_path, "good").uri)
     bad_store = another_run(tmp_path, "bad", 2)
     spoil_golden_answers(bad_store)
@@ -122,7 +123,7 @@ def test_a_swap_and_a_refused_one_lose_no_request(url: str, tmp_path: Path) -> N
     assert "recranker_model_swaps_total 1.0" in metrics
     assert 'recranker_model_refused_total{reason="golden_answers"} 1.0' in metrics
 
-    end_replicas("lives", "router", "pointwise")
+    end_replicas("lives", "router", deployment)
     ends = time.monotonic() + 300
     while (replaced := answered(f"{url}/lives")) is None and time.monotonic() < ends:
         time.sleep(0.2)
@@ -156,8 +157,13 @@ def end_replicas(app: str, *deployments: str) -> None:
             ray.kill(ray.get_actor(name, namespace="serve"))
 
 
-def details(*, deployments: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
-    """What Serve's REST API says."""
+PER_TASK = ("router", "pointwise", "pairwise", "listwise")
+
+
+def details(
+    *, deployments: list[dict[str, Any]] | None = None, running: tuple[str, ...] = PER_TASK, **changes: Any
+) -> dict[str, Any]:
+    """What Serve's REST API says; ``deployments`` as the file has them, ``running`` as Serve has."""
     config = {
         "name": "ranks",
         "route_prefix": "/",
@@ -173,7 +179,7 @@ def details(*, deployments: list[dict[str, Any]] | None = None, **changes: Any) 
         "target_capacity": None,
         "controller_info": {},
         "applications": {
-            "ranks": {"deployed_app_config": config},
+            "ranks": {"deployed_app_config": config, "deployments": {name: {} for name in running}},
             "other": {"deployed_app_config": other},
             "by hand": {"deployed_app_config": None},
         },
@@ -215,7 +221,17 @@ def test_only_the_user_config_of_our_deployments_differs() -> None:
         {"name": "listwise", "user_config": wanted},
     ]
     assert kept["user_config"] == {"run": "old"}  # what Serve said is not touched
-    assert api.config == told(service, Wanted.model_validate(wanted), ("pointwise", "pairwise", "listwise"))
+    assert api.config == told(service, Wanted.model_validate(wanted))
+
+
+def test_replicas_that_all_tasks_share_are_told_and_no_deployment_that_is_not_there() -> None:
+    api = Api(details(running=("router", "tasks"), args={"run": "toy", "replica_sets": "shared"}))
+    hand_over(api, find_service(api), served(), otherwise=None, handover="h")
+    assert [one["name"] for one in api.config["applications"][0]["deployments"]] == ["router", "tasks"]
+    api = Api(details(running=()))
+    with pytest.raises(ServiceError, match=r"'ranks' has no deployments just now: it is being deployed, or"):
+        hand_over(api, find_service(api), served(), otherwise=None, handover="h")
+    assert api.config == {}
 
 
 def test_what_serves_now_is_known_from_what_the_service_was_told() -> None:

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from recranker.data.sources.raw import MAX_ID_CHARACTERS
 from serve.messages import RankRequest, candidate_ids
 
 TWO = [{"title": "A"}, {"title": "B"}]
@@ -35,6 +36,15 @@ BAD: dict[str, Any] = {
     "unknown weight": {"candidates": TWO, "weights": {"setwise": 1}},
     "no time": {"candidates": TWO, "deadline_ms": 0},
 }
+
+
+def test_every_id_that_the_pipeline_takes_can_be_served() -> None:
+    longest = "x" * MAX_ID_CHARACTERS
+    request = RankRequest.model_validate({"user_id": longest, "candidates": [{"id": longest, "title": "A"}]})
+    assert (request.user_id, request.candidates[0].id) == (longest, longest)
+    for bad in ({"user_id": f"{longest}x"}, {"candidates": [{"id": f"{longest}x", "title": "A"}]}):
+        with pytest.raises(ValidationError):
+            RankRequest.model_validate(bad)
 
 
 @pytest.mark.parametrize("case", BAD)

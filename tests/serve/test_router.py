@@ -1,10 +1,12 @@
 """The router's patience and persistence, over handles that behave as Serve's do."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from serve.messages import ModelState, Plan, RankRequest, RankResponse, Readines
 from serve.presence import PAUSE_S, THERE_S
 from serve.ranking import ask
 from serve.replica_sets import SHARED
-from serve.router import QUIET_S, TOKEN_VARIABLE, Router, read_token
+from serve.router import QUIET_S, TOKEN_VARIABLE, Router, read_token, running_replicas
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey
@@ -157,6 +159,24 @@ def test_a_slow_task_is_waited_for_where_somebody_is_there_or_all_have_their_han
     assert asyncio.run(answered(Router(settings, served(), {"listwise": full_hands}), 2)) == [(), ()]  # type: ignore[dict-item]
 
 
+def test_a_replica_that_hangs_does_not_take_the_task_from_one_that_does_not() -> None:
+    slow = Handle(QUIET_S + 2 * THERE_S)
+    slow.is_there.hung = 2
+
+    async def life() -> None:
+        asked = Router(ServeSettings(run="toy"), served(), {"listwise": slow})  # type: ignore[dict-item]
+        assert (await asked.rank(request(tasks=["listwise"]))).degraded == ()
+        assert asked.presence.absent == set()
+        slow.is_there.hung = 100  # all of them: now it is gone
+        slow.faults = [30.0]
+        assert (await asked.rank(request(tasks=["listwise"]))).degraded == ("listwise",)
+        assert slow.is_there.hung >= 90  # a few calls wait, not one for every moment
+        slow.is_there.hung = 0
+        assert asked.presence.absent == {"listwise"}
+
+    asyncio.run(life())
+
+
 @pytest.mark.parametrize("fault", [failed, full])
 def test_a_task_that_failed_or_is_full_is_not_asked_again(fault: Callable[[], Exception]) -> None:
     bad = Handle(fault())
@@ -238,6 +258,43 @@ def test_ready_is_when_every_task_has_a_running_replica(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(router, "running_replicas", away)
     assert asyncio.run(asked.readiness()) == found
+    monkeypatch.setattr(router, "running_replicas", dict)  # the application is deployed anew: none is counted
+    assert asyncio.run(asked.readiness()) == found
+
+
+def test_replicas_are_not_counted_while_the_application_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    apps: dict[str, Any] = {}
+    monkeypatch.setattr(router.serve, "get_replica_context", lambda: SimpleNamespace(app_name="ranks"))
+    monkeypatch.setattr(router.serve, "status", lambda: SimpleNamespace(applications=apps))
+    assert running_replicas() == {}
+    apps["ranks"] = SimpleNamespace(deployments={})
+    assert running_replicas() == {}
+    states = {"RUNNING": 2, "STARTING": 1}
+    apps["ranks"].deployments["listwise"] = SimpleNamespace(replica_states=states)
+    assert running_replicas() == {"listwise": 2}
+
+
+def test_an_absent_controller_holds_one_thread_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Router(ServeSettings(run="toy"), served(), {"listwise": Handle()})  # type: ignore[dict-item]
+    back, calls = threading.Event(), []
+
+    def waits() -> dict[str, int]:
+        calls.append(1)
+        back.wait(30)
+        return {"listwise": 1}
+
+    monkeypatch.setattr(router, "running_replicas", waits)
+    monkeypatch.setattr(router, "STATUS_S", 0.05)
+
+    async def life() -> None:
+        for _ in range(5):
+            assert not (await asked.readiness()).ready
+        back.set()
+        while not (await asked.readiness()).ready:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(life())
+    assert len(calls) <= 2
 
 
 SLOW = Cost(10.0, 0.0, 1.0)
@@ -320,6 +377,10 @@ def test_what_nobody_waits_for_any_longer_is_taken_back() -> None:
 
     asyncio.run(leave())
     assert slow.taken_back == 2
+    assert [counted(asked, "requests_total", task=one, outcome="cancelled") for one in ("all", "listwise")] == [
+        1.0,
+        1.0,
+    ]
 
 
 def test_explanations_ask_the_tasks_and_pairs_that_were_asked() -> None:
