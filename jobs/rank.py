@@ -4,7 +4,6 @@ python -m jobs.rank jobs/configs/quickstart.toml ranking.workers=1
 """
 
 import json
-import shutil
 import sys
 
 import pyarrow as pa
@@ -50,7 +49,6 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     stage.facts.update(learned | {"validation_lists": num_lists, "calibration": errors} | answer_facts(answers))
     shown = {f"weight_{name}": weight for name, weight in served.items()} | errors
     stage.log_metrics({f"rank/{name}": value for name, value in shown.items()})
-    shutil.rmtree(stage.scratch, ignore_errors=True)
 
 
 def _to_ask(

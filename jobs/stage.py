@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad settings or data (one line), 1 anything else.
 
 import argparse
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -202,9 +203,11 @@ def run_stage(
     commit = commit_of(ROOT)
     record = _record(tracker, stage, settings, origin, parent, commit)
     with store.publish(stage.name, origin, commit=commit) as writer, record as recorded:
-        stage.run(settings, StageContext(settings, store, writer, recorded, origin))
+        context = StageContext(settings, store, writer, recorded, origin)
+        stage.run(settings, context)
         write_atomically(writer.filesystem, f"{writer.root}/{SETTINGS_FILE}", settings.model_dump_json(indent=2) + "\n")
         recorded.log_metrics({"time/seconds": time.perf_counter() - started})
+    shutil.rmtree(context.scratch, ignore_errors=True)  # not before: a kill until here goes on from it
     logger.info(
         "%s: done in %.1f s (%s)", stage.name, time.perf_counter() - started, _counts(store.require(stage.name))
     )

@@ -4,7 +4,6 @@ python -m jobs.tune jobs/configs/quickstart.toml tune.epochs=2 tune.workers=2
 python -m jobs.tune jobs/configs/quickstart.toml --plan       what it will cost, before anything is spent
 """
 
-import shutil
 import sys
 import time
 
@@ -15,6 +14,7 @@ from jobs.stage import Stage, StageContext, main, model_folder
 from jobs.tuning_plan import options, show_plan
 from recranker.distributed.training import tune_adapters
 from recranker.distributed.validation import ValidationList, validation_lists
+from recranker.errors import DataError
 from recranker.llm.model import resolve_model
 from recranker.llm.reports import Look, StepReport
 from recranker.llm.training import plan_adapters
@@ -27,6 +27,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
     prompts = stage.read("instruct", PROMPTS)
     trained = to_prompts(prompts.filter(pc.field("split") == "train"))
     plans = plan_adapters(trained, settings.tune, settings.llm.max_prompt_tokens)
+    validation = _looked_at(settings, stage)
     model = resolve_model(settings.llm.model, stage.cache)
     stage.connect()
     started = time.perf_counter()
@@ -47,7 +48,7 @@ def run(settings: JobSettings, stage: StageContext) -> None:
             tune=settings.tune,
             seed=settings.seed,
             tell=tell,
-            validation=_looked_at(settings, stage),
+            validation=validation,
         )
     prompts_seen = log.num_rows * settings.tune.batch_prompts
     stage.log_metrics({"tune/prompts_per_second": prompts_seen / (time.perf_counter() - started)})
@@ -63,7 +64,6 @@ def run(settings: JobSettings, stage: StageContext) -> None:
         for plan in plans
     }
     stage.log_artifact(stage.files("adapter"))
-    shutil.rmtree(stage.scratch, ignore_errors=True)
 
 
 def metrics_of(adapter: str, report: StepReport | Look) -> dict[str, float]:
@@ -87,13 +87,19 @@ def metrics_of(adapter: str, report: StepReport | Look) -> dict[str, float]:
 def _looked_at(settings: JobSettings, stage: StageContext) -> list[ValidationList]:
     if settings.tune.validation is None:
         return []
-    return validation_lists(
+    found = validation_lists(
         stage.read("instruct", PROMPTS),
         stage.read("backbone", CANDIDATES),
         tasks=settings.tune.tasks,
         max_lists=settings.tune.validation.max_lists,
         seed=settings.seed,
     )
+    if not found:
+        raise DataError(
+            f"tune.validation looks at validation lists that hold their target, and run '{settings.name}' has none; "
+            "leave tune.validation out, or raise backbone.num_candidates"
+        )
+    return found
 
 
 STAGE = Stage(

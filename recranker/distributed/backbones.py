@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recranker.backbones.fits import FitJob, Fits, Progress, check_fits, load_progress, run_fits, save_progress
 from recranker.distributed.background import BackgroundFit
-from recranker.distributed.cluster import check_workers
+from recranker.distributed.cluster import beside_driver, check_workers
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def fit_backbones(job: FitJob, *, work: Path, on_epochs: Callable[[int], None]) 
     if not job.trained:
         return {}
     use_gpu = check_workers("backbone.workers", job.settings.workers)
-    counter = ray.remote(EpochCounter).options(num_cpus=0).remote()
+    counter = ray.remote(EpochCounter).options(**beside_driver()).remote()
     run = BackgroundFit(_trainer(ray.put(job), counter, work, workers=job.settings.workers, use_gpu=use_gpu))
     told, running = 0, True
     try:

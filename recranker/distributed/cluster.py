@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recranker.errors import SettingsError
 
@@ -38,6 +39,12 @@ def connect(cpus: int | None = None, object_store_mb: int = 512) -> None:
     _quiet_ray_data()
     resources = ray.cluster_resources()
     logger.info("on a Ray cluster with %g CPUs and %g GPUs", resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that this process talks with to the end: it takes no CPU, and is lost with no other node."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def check_workers(setting: str, workers: int, *, device: str = "auto") -> bool:

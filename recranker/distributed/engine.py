@@ -71,7 +71,10 @@ class DeepSpeedEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
     def state(self) -> TrainingState:
-        """What a checkpoint must hold, whole; every worker must ask, and every one gets it."""
+        """What a checkpoint must hold, whole; every worker must ask, and the first one gets it.
+
+        The others' tensors are empty: kept on all of them it would be many times the model in the memory of a machine.
+        """
         parts = [{name: self._whole(name, key) for name in self._trained} for key in (None, "exp_avg", "exp_avg_sq")]
         return TrainingState(*parts)
 
@@ -105,7 +108,7 @@ class DeepSpeedEngine:
             found = weight.detach() if key is None else self._adamw.state[weight][key]
         else:
             found = safe_get_full_fp32_param(weight) if key is None else safe_get_full_optimizer_state(weight, key)
-        return found.float().cpu().clone()
+        return found.float().to("cpu", copy=True) if self.rank == 0 else torch.empty(0)
 
     def _set_moment(self, name: str, key: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state

@@ -195,6 +195,8 @@ def answer_missing(
 def collect_answers(pools: Sequence[Pool]) -> pa.Table:
     """The ANSWERS table: a row per list and model, the answers of a list from several adapters put together.
 
+    By key, whatever batches they came in: what is learned from them must not depend on that.
+
     Raises:
         OutputError: If answers are missing.
     """
@@ -202,7 +204,8 @@ def collect_answers(pools: Sequence[Pool]) -> pa.Table:
     found = [_complete(pool) for pool in pools if pool.adapter is None or len(tuned) == 1]
     if len(tuned) > 1:
         found.append(_together(tuned))
-    return pa.concat_tables([ANSWERS.schema.empty_table(), *found])
+    everything = pa.concat_tables([ANSWERS.schema.empty_table(), *found])
+    return everything.sort_by([(name, "ascending") for name in ANSWERS.key])
 
 
 def answer_facts(answers: pa.Table) -> dict[str, int]:

@@ -25,7 +25,7 @@ from ray.util.placement_group import PlacementGroup
 
 from recranker.distributed.background import BackgroundFit
 from recranker.distributed.channel import Channel
-from recranker.distributed.cluster import check_workers
+from recranker.distributed.cluster import beside_driver, check_workers
 from recranker.distributed.engine import DeepSpeedEngine
 from recranker.distributed.shared_storage import check_shared, mark_shared
 from recranker.distributed.validation import ValidationList, looker
@@ -191,7 +191,7 @@ def _attempt(job: TuneJob, given: Any, work: Path, heard: Heard) -> Exception | 
         RecrankerError: What trying again would not mend.
     """
     shutil.rmtree(work, ignore_errors=True)  # what a killed run of Ray's left there would be taken up, or be broken
-    channel = ray.remote(Channel).options(num_cpus=0).remote()
+    channel = ray.remote(Channel).options(**beside_driver()).remote()
     run = BackgroundFit(_trainer(job, given, channel, work))
     try:
         running = True

@@ -1,6 +1,7 @@
 """A causal language model with its tokenizer, chat frame and, where tuned, its adapter."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,14 @@ def is_sharded(lm: LanguageModel) -> bool:
     """Whether each worker holds a part of every weight (ZeRO-3), which only calls of whole modules gather."""
     head = lm.model.get_output_embeddings()
     return hasattr(getattr(head, "weight", None), "ds_id")  # DeepSpeed's mark on every weight it shards
+
+
+def answering(lm: LanguageModel) -> AbstractContextManager[None]:
+    """Within this block nothing is kept for gradients.
+
+    Where weights are sharded not by inference mode: those gathered in it may stay, and cannot be trained with later.
+    """
+    return torch.no_grad() if is_sharded(lm) else torch.inference_mode()
 
 
 def remove_adapter(lm: LanguageModel) -> None:

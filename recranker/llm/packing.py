@@ -17,7 +17,7 @@ from recranker.errors import ModelError
 from recranker.llm.attention import Layout, PrefixState, Span, needs_mask
 from recranker.llm.decoder import decoder_of
 from recranker.llm.encoding import Branch, Tree, encode_all
-from recranker.llm.model import LanguageModel, is_sharded
+from recranker.llm.model import LanguageModel, answering, is_sharded
 from recranker.tasks.protocol import Prompt, Question
 from recranker.tasks.settings import TaskName
 
@@ -261,7 +261,7 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
             f"this model sees {window} tokens back, llm.max_prompt_tokens is {max_prompt_tokens}; {way_out}"
         )
     trees = encode_all(PROBE, lm, max_prompt_tokens)
-    with torch.inference_mode():
+    with answering(lm):
         try:
             packed = torch.stack(answer_logits(lm, pack(trees, lm.device)))
         except (TypeError, ValueError, RuntimeError) as error:

@@ -242,6 +242,8 @@ class Memory:
     """Gathered weights, buckets of gradients, and what the process takes by itself."""
     host: float
     """Offloaded."""
+    loading: float
+    """While the base weights are read: whole, as they are cut or offloaded only afterwards."""
 
     @property
     def total(self) -> float:
@@ -264,6 +266,7 @@ def memory_of(tuning: Tuning, row: Row, zero_stage: ZeroStage) -> Memory | None:
         activations=activation_bytes(tuning, row),
         working=_working(tuning),
         host=host,
+        loading=tuning.base_bytes + _overhead(tuning),
     )
 
 
@@ -287,7 +290,11 @@ def _working(tuning: Tuning) -> float:
     gathered = min(tuning.shape.parameters, tuning.live) * tuning.value_bytes if stage == 3 else 0
     bucket = tuning.bucket if tuning.on_gpu else min(tuning.bucket, tuning.trained)
     buffers = gathered + (bucket * TRAINED_BYTES if stage else 0)
-    return buffers + (GPU_OVERHEAD if tuning.on_gpu else PROCESS_OVERHEAD)
+    return buffers + _overhead(tuning)
+
+
+def _overhead(tuning: Tuning) -> float:
+    return GPU_OVERHEAD if tuning.on_gpu else PROCESS_OVERHEAD
 
 
 def activation_bytes(tuning: Tuning, row: Row) -> float:
@@ -353,9 +360,14 @@ class Place:
 
 def fits(memory: Memory, tuning: Tuning, place: Place) -> bool:
     """Whether a GPU, or the machine that all workers share, holds it."""
+    return needed(memory, tuning, place) <= place.capacity
+
+
+def needed(memory: Memory, tuning: Tuning, place: Place) -> float:
+    """Bytes at the most at any moment, of a GPU or of the machine that all workers share."""
     if place.on_gpu:
-        return memory.total <= place.capacity
-    return tuning.tune.workers * (memory.total + memory.host) <= place.capacity
+        return max(memory.total, memory.loading)
+    return tuning.tune.workers * max(memory.total + memory.host, memory.loading)
 
 
 def way_out(tuning: Tuning, row: Row, place: Place) -> dict[str, object] | None:

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recranker.llm.hardware import GB
-from recranker.llm.plan import STAGES, Amount, Memory, Place, Times, Tuning, Work, fits, memory_of
+from recranker.llm.plan import STAGES, Amount, Memory, Place, Times, Tuning, Work, fits, memory_of, needed
 from recranker.llm.settings import TuneSettings
 from recranker.progress import duration
 
@@ -50,7 +50,8 @@ def _memory_caption(tuning: Tuning, amount: Amount) -> str:
     return (
         f"Base weights in {tuning.number_format}. Activations: of the longest pass, {amount.largest.tokens:,} tokens, "
         f"{with_or_without} gradient checkpointing. Working space: weights gathered for a layer, buckets of gradients, "
-        "and what a process takes by itself."
+        "and what a process takes by itself. Where the last column has a larger number, it is that of loading: every "
+        "worker reads the whole model before it is cut or offloaded."
     )
 
 
@@ -59,8 +60,9 @@ def _memory_cells(line: Memory | None, tuning: Tuning, place: Place, *, host: bo
         return ["-"] * (6 if host else 5) + [_impossible(tuning.tune)]
     sizes = [line.base, line.adapter, line.activations, line.working, line.total, *([line.host] if host else [])]
     verdict = "fits" if fits(line, tuning, place) else "does not fit"
-    needed = "" if place.on_gpu else f"{gigabytes(tuning.tune.workers * (line.total + line.host))}: "
-    return [*map(gigabytes, sizes), needed + verdict]
+    most = needed(line, tuning, place)
+    shown = "" if place.on_gpu and most == line.total else f"{gigabytes(most)}: "
+    return [*map(gigabytes, sizes), shown + verdict]
 
 
 def _impossible(tune: TuneSettings) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
 from recranker.llm.encoding import Branch, Tree, encode_apart
-from recranker.llm.model import LanguageModel
+from recranker.llm.model import LanguageModel, answering
 from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
@@ -99,7 +99,7 @@ class TreeScorer:
         tokens, cut_lines = [0] * len(prompts), [0] * len(prompts)
         work = Work(trees, self._token_budget, self._states(trees))
         self.lm.model.eval()
-        with torch.inference_mode():
+        with answering(self.lm):
             for tree, branch, logits in BACKENDS[self.backend](self.lm, work):
                 index, part = parts[tree]
                 question = part.questions[branch]

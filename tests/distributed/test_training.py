@@ -268,6 +268,31 @@ def test_the_best_adapter_of_validation_is_kept(ray_cluster: None, model_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_sharded_weights_can_be_looked_at_between_steps(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
+    prompts = toy_prompts(8)
+    asked = prompts[1].questions[2]
+    validation = [ValidationList(replace(prompts[1], questions=(asked,)), asked.item_ids, "Jaws")]
+    logs = []
+    for looks in ({"every_steps": 1, "patience": None}, None):
+        changes = {"zero_stage": 3, "workers": 2, "validation": looks}
+        tune = TuneSettings.model_validate(TUNE.model_dump() | changes)
+        paths = {"model": model_path, "folder": tmp_path / f"out{len(logs)}", "work": tmp_path / f"work{len(logs)}"}
+        log, done = tune_adapters(
+            plan_adapters(prompts, tune, 2048),
+            **paths,
+            llm=LLM,
+            tune=tune,
+            seed=0,
+            tell=lambda name, report: None,
+            validation=validation if looks else [],
+        )
+        logs.append(log["loss"].to_pylist())
+        assert [look.step for look in done["joint"].looks] == ([*range(1, len(log) + 1)] if looks else [])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-6)  # looking changes nothing
+
+
+@pytest.mark.ray
 def test_training_on_workers_is_that_of_plain_torch(
     one_worker: tuple[Path, pa.Table], model_path: Path, tmp_path: Path
 ) -> None:

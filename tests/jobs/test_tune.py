@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.settings import JobSettings
-from jobs.stage import run_stage, store_of, tracker_of
+from jobs.stage import StageContext, run_stage, store_of, tracker_of
 from jobs.tune import STAGE, metrics_of
-from recranker.errors import DataError
+from recranker.errors import DataError, OutputError
 from recranker.llm.adapter import read_record
 from recranker.llm.reports import Look, StepReport
 from recranker.schema import CANDIDATES, PROMPTS, QUARANTINE, TRAINING_LOG
@@ -56,6 +57,37 @@ def test_prompts_of_other_splits_are_no_training_prompts(tmp_path: Path) -> None
     with pytest.raises(DataError, match="needs training prompts with answers"):
         run_stage(STAGE, settings, tracker_of(settings))
     assert store_of(settings).manifest("tune") is None
+
+
+def test_validation_without_a_list_to_look_at_is_said_before_training(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, validation={"every_steps": 1})
+    publish_prompts(settings, "train", toy_prompts(4))
+    with pytest.raises(DataError, match=r"run 'toy' has none; leave tune\.validation out"):
+        run_stage(STAGE, settings, tracker_of(settings))
+
+
+def test_checkpoints_go_only_when_the_stage_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_in(tmp_path)
+    publish_prompts(settings, "train", toy_prompts(4))
+    kept: list[Path] = []
+
+    def run(settings: JobSettings, stage: StageContext) -> None:
+        stage.scratch.mkdir(parents=True, exist_ok=True)
+        kept.append(stage.scratch)
+        stage.write(TRAINING_LOG, TRAINING_LOG.schema.empty_table())
+
+    def full(*_: object) -> None:
+        raise OutputError("disk full")
+
+    stage = replace(STAGE, run=run)
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.stage.write_atomically", full)
+        with pytest.raises(OutputError, match="disk full"):
+            run_stage(stage, settings, tracker_of(settings))
+    assert kept[0].is_dir()
+    assert run_stage(stage, settings, tracker_of(settings))
+    assert kept[1] == kept[0]
+    assert not kept[0].exists()
 
 
 @pytest.mark.ray

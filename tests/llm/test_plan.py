@@ -19,6 +19,7 @@ from recranker.llm.plan import (
     gpu_speed,
     link_gb_s,
     memory_of,
+    needed,
     operations,
     times_of,
     way_out,
@@ -101,6 +102,21 @@ def test_on_a_cpu_a_bucket_is_no_larger_than_the_adapter() -> None:
     memory = memory_of(tuning, ROW, 2)
     assert memory is not None
     assert memory.working == 4 * A + 0.6 * GB
+
+
+def test_a_model_is_read_whole_before_it_is_cut_or_offloaded() -> None:
+    for offload in ("none", "parameters"):
+        tuning = llama(zero_stage=3, offload=offload, gradient_checkpointing=True)
+        memory = memory_of(tuning, ROW, 3)
+        assert memory is not None
+        assert memory.loading == 2 * P + 1.5 * GB
+        assert memory.total < memory.loading
+        assert fits(memory, tuning, Place("there", memory.loading, on_gpu=True))
+        assert not fits(memory, tuning, Place("there", memory.loading - 1, on_gpu=True))
+    on_cpus = replace(llama(zero_stage=3, gradient_checkpointing=True), value_bytes=4, on_gpu=False)
+    memory = memory_of(on_cpus, ROW, 3)
+    assert memory is not None
+    assert needed(memory, on_cpus, Place("here", GB, on_gpu=False)) == 8 * (4 * P + 0.6 * GB)
 
 
 def test_workers_of_one_machine_share_its_memory() -> None:
