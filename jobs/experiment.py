@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(parsed: argparse.Namespace) -> None:
     experiment = load_settings(ExperimentSettings, parsed.config, addressed(parsed.overrides))
     stages, jobs = stages_of(experiment), jobs_of(experiment, parsed.config)
-    if parsed.dry_run:
+    if parsed.dry_run and not parsed.skip_missing:
         _dry_run(experiment, jobs, stages)
         return
     missing = {job.cell.label: found for job in jobs if (found := missing_files(stages, job))}
@@ -144,7 +144,10 @@ def _main(parsed: argparse.Namespace) -> None:
     jobs = [job for job in jobs if job.cell.label not in missing]
     if not jobs:
         raise DataError(f"experiment {experiment.name!r}: the files of every cell are missing")
-    run(experiment, jobs, stages, parsed)
+    if parsed.dry_run:
+        _dry_run(experiment, jobs, stages)
+    else:
+        run(experiment, jobs, stages, parsed)
 
 
 def _dry_run(experiment: ExperimentSettings, jobs: Sequence[Job], stages: Sequence[Stage]) -> None:

@@ -72,9 +72,17 @@ def _main(parsed: argparse.Namespace) -> None:
         f"\nWritten to {store.uri} (a folder per stage).\nNext:\n"
         f"  open {store.folder('evaluate')}/report/report.html\n"
         "  make mlflow     compare runs on a page\n"
-        "  make serve      rank over HTTP\n"
+        f"{_serve(settings, parsed.config)}\n"
         f"  make cluster    then submit the same job: see README; results stay under {home_of(settings)}"
     )
+
+
+def _serve(settings: JobSettings, config: str) -> str:
+    """How this run is ranked with over HTTP; ``make serve`` knows the quickstart's alone."""
+    if settings.name == "quickstart":
+        return "  make serve      rank over HTTP"
+    publish = f"python -m jobs.publish {config}"
+    return f"  {publish}; with run: {settings.name} in serve/config.yaml then serve run serve/config.yaml"
 
 
 if __name__ == "__main__":

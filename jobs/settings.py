@@ -1,8 +1,9 @@
 """Everything one TOML file of ``jobs/configs`` may say; each section lives beside its owner."""
 
 import os
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
@@ -10,7 +11,7 @@ from recranker.evaluation.settings import EvaluationSettings
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.ranking.settings import ConventionalSettings, RankingSettings
 from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
-from recranker.settings import Settings
+from recranker.settings import RUN_NAME, Settings
 from recranker.tasks.settings import InstructSettings
 
 SETTINGS_FILE = "settings.json"
@@ -56,7 +57,7 @@ class TokenizerSettings(Settings):
 class JobSettings(Settings):
     """One run, from data to results."""
 
-    name: str
+    name: str = Field(pattern=RUN_NAME)
     """Name of the run: its folder under runs/ and its name in MLflow."""
     seed: int = 0
     """Every random number is keyed by it."""
@@ -72,6 +73,13 @@ class JobSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_experiment(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "base" in values:
+            raise ValueError("this is an experiment, so run it with python -m jobs.experiment")
+        return values
 
     @property
     def tokenizer(self) -> TokenizerSettings:

@@ -275,6 +275,10 @@ def dry_run(settings: JobSettings, stages: Sequence[Stage]) -> None:
     print(settings.model_dump_json(indent=2))
     store = store_of(settings)
     for stage in stages:
+        for name, path in (stage.outside(settings) if stage.outside else {}).items():
+            if path is not None:
+                found = "is there" if stage.outside_inputs(settings)[name] != "missing" else "is not there"
+                print(f"{stage.name} reads {name}: {path!r} ({found})")
         for name in stage.reads:
             state = "finished" if store.manifest(name) else "not there yet"
             for table in TABLES_OF[name]:
@@ -283,8 +287,11 @@ def dry_run(settings: JobSettings, stages: Sequence[Stage]) -> None:
 
 
 def commit_of(folder: Path) -> str:
-    """The git commit of the code, for people; 'unknown' outside a checkout."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    """The git commit of the code, for people; 'unknown' outside a checkout and where there is no git."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

@@ -4,15 +4,20 @@ Order of precedence: defaults, the TOML file, then ``section.field=value`` on th
 Importing this module pulls in neither torch nor ray nor mlflow.
 """
 
+import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recranker.errors import SettingsError
+
+RUN_NAME = r"^[^./\\\s][^/\\]*$"
+"""What may be a folder's name and no more: not empty, without slashes, not beginning with a dot."""
 
 
 class Settings(BaseModel):
@@ -33,7 +38,7 @@ def load_settings(kind: type[AnySettings], path: str, overrides: list[str]) -> A
     values = read_toml(path)
     for override in overrides:
         _apply(values, override)
-    return check_settings(kind, values, where=path)
+    return check_settings(kind, values, where=", ".join([path, *overrides]))
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def check_settings(kind: type[AnySettings], values: dict[str, Any], *, where: st
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(f"{where}: {_one_line(error)}") from None
+        raise SettingsError(f"{where}: {_one_line(error, kind, values)}") from None
 
 
 def settings_hash(*parts: object) -> str:
@@ -88,14 +93,49 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, kind: type[Settings], values: dict[str, Any]) -> str:
     complaints = []
     for item in error.errors(include_url=False, include_context=False):
-        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        name = ".".join(_as_written(item["loc"], values)) or "settings"
+        why, came = item["msg"].removeprefix("Value error, "), item["input"]
         if item["type"] == "extra_forbidden":
-            complaints.append(f"unknown setting {name!r}; see --dry-run for those that exist")
+            near = difflib.get_close_matches(name, _names(kind), n=1, cutoff=0.8)
+            way_out = f"did you mean {near[0]!r}?" if near else "see --dry-run for those that exist"
+            complaints.append(f"unknown setting {name!r}; {way_out}")
         elif item["type"] == "missing":
             complaints.append(f"setting {name!r} is missing and has no default")
+        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            complaints.append(
+                f"setting {name!r} = {came!r} is refused: it is a section, so give its fields: {name}.FIELD="
+            )
+        elif isinstance(came, dict):  # of a section as a whole, whose values would hide what is wrong with it
+            complaints.append(f"{name!r} is refused: {why}")
         else:
-            complaints.append(f"setting {name!r} = {item['input']!r} is refused: {item['msg']}")
+            complaints.append(f"setting {name!r} = {came!r} is refused: {why}")
     return "; ".join(complaints)
+
+
+def _as_written(place: Sequence[int | str], values: Any) -> Iterator[str]:
+    """The parts of a setting's name as the user has them: pydantic puts the kind of a section behind its name."""
+    is_kind_said = False
+    for part in place:
+        if not is_kind_said and isinstance(values, dict) and values.get("kind") == part:
+            is_kind_said = True
+            continue
+        is_kind_said = False
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            values = None
+        yield str(part)
+
+
+def _names(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting in ``kind``, a section or a union of them, by its dotted name."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield f"{prefix}{name}"
+            yield from _names(field.annotation, f"{prefix}{name}.")
+    else:
+        for one in get_args(kind):
+            yield from _names(one, prefix)

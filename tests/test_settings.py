@@ -37,7 +37,18 @@ def test_an_override_wins_over_the_file_and_paths_need_no_quotes() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("tune.learning_rat=1", "unknown setting 'tune.learning_rat'"),
+        ("tune.learning_rat=1", "unknown setting 'tune.learning_rat'; did you mean 'tune.learning_rate'?"),
+        (
+            "tune.validation.every=1",
+            "'tune.validation.every'; did you mean 'tune.validation.every_steps'?",
+        ),
+        ("tune.zzz=1", "quickstart.toml, tune.zzz=1: unknown setting 'tune.zzz'; see --dry-run"),
+        ("data.source.files=a.csv", "unknown setting 'data.source.files'"),
+        ("backbone.retriever=ease", "it is a section, so give its fields: backbone.retriever.FIELD="),
+        ("sampling.num_draw=5", "unknown setting 'sampling.num_draw'; did you mean 'sampling.num_draws'?"),
+        ("base=x.toml", "this is an experiment, so run it with python -m jobs.experiment"),
+        ("name=''", "setting 'name' = '' is refused"),
+        ("name=../x", "setting 'name' = '../x' is refused"),
         ("tune.learning_rate=fast", "'tune.learning_rate' = 'fast' is refused"),
         ("tune.zero_stage=4", "'tune.zero_stage' = 4 is refused"),
         ("tune.batch_prompts=3", "tune.batch_prompts must be a multiple"),
@@ -53,6 +64,15 @@ def test_a_bad_setting_is_named_in_one_line(override: str, says: str) -> None:
         load(*overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_names_are_those_of_the_file_and_a_section_is_not_poured_out() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load("data.source={kind='files', files='a.csv'}")
+    assert "'data.source.interactions' is missing" in str(caught.value)
+    assert "unknown setting 'data.source.files'" in str(caught.value)
+    with pytest.raises(SettingsError, match=r"'tune' is refused: tune\.batch_prompts must be a multiple"):
+        load("tune.batch_prompts=3", "tune.workers=2")
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stage import flattened, guarded, users_error
+from jobs.stage import commit_of, flattened, guarded, users_error
 from recranker.errors import DataError, LeakageError
 from tests.jobs.small import ROOT, job, write_config
 
@@ -51,6 +51,20 @@ def test_every_job_shows_what_it_would_do(name: str) -> None:
     assert '"movielens-100k"' in done.stdout
     if name not in ("prepare", "pipeline"):
         assert f"{name} reads" in done.stdout
+
+
+def test_a_dry_run_says_whether_the_users_own_files_are_there(config: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.csv"
+    done = job("prepare", str(config), "--dry-run", f"data.source.interactions={gone}")
+    assert done.returncode == 0, done.stderr
+    assert f"prepare reads interactions: '{gone}' (is not there)" in done.stdout
+    assert "(is there)" in done.stdout
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert commit_of(tmp_path) == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_of(ROOT) == "unknown"
 
 
 def test_help_shows_a_command_to_try() -> None:

@@ -80,11 +80,11 @@ def test_every_wrong_placeholder_is_named_in_one_error(tmp_path: Path) -> None:
     message = str(error.value)
     assert "\n" not in message.replace("Das Beste von\\n", "")
     for complaint in (
-        "'questions.like' = 'Gefällt {titel}?' is refused: Value error, lacks placeholder {title} and has unknown "
+        "'questions.like' = 'Gefällt {titel}?' is refused: lacks placeholder {title} and has unknown "
         "placeholder {titel}",
         "lacks placeholder {lowest} and has unknown placeholder {lowest:d}",
         "lacks placeholder {second} and has {first} 2 times",
-        "'prefix.liked' = 'Gemocht {title}:' is refused: Value error, takes no placeholders",
+        "'prefix.liked' = 'Gemocht {title}:' is refused: takes no placeholders",
         "must have {items} on a line of its own",
     ):
         assert complaint in message
@@ -94,7 +94,7 @@ def test_every_wrong_placeholder_is_named_in_one_error(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         (("{title}?", "{title?"), "has braces that do not pair up"),
-        (('"Gemocht:"', '"Gemocht\\n:"'), "'prefix.liked' = 'Gemocht\\n:' is refused: Value error, must be one line"),
+        (('"Gemocht:"', '"Gemocht\\n:"'), "'prefix.liked' = 'Gemocht\\n:' is refused: must be one line"),
         (('"Was jemand mochte."', '" "'), "must not be empty"),
         (('version = "de-1"', ""), "'version' is missing"),
         (('pair = "', 'duel = "'), "unknown setting 'questions.duel'"),
