@@ -291,6 +291,11 @@ def test_cells_without_their_files_are_left_out_only_where_the_user_says_so(
     error = capsys.readouterr().err
     assert "cell dataset=strict backbone=narrow seed=0: path '$NOWHERE/data' not there" in error
     assert RAN == []
+    assert experiment.main([*arguments, "--skip-missing", "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "strict" not in planned
+    assert planned.strip().splitlines()[-1].startswith("2 cells; to run: ")
+    assert RAN == []
     assert experiment.main([*arguments, "--skip-missing"]) == 0
     said = capsys.readouterr()
     assert "left out: cell dataset=strict backbone=wide seed=0" in said.err
