@@ -99,9 +99,7 @@ def _one_line(error: ValidationError, kind: type[Settings], values: dict[str, An
         name = ".".join(_as_written(item["loc"], values)) or "settings"
         why, came = item["msg"].removeprefix("Value error, "), item["input"]
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, _names(kind), n=1, cutoff=0.8)
-            way_out = f"did you mean {near[0]!r}?" if near else "see --dry-run for those that exist"
-            complaints.append(f"unknown setting {name!r}; {way_out}")
+            complaints.append(f"unknown setting {name!r}; {_way_out(name, sorted(set(_names(kind))))}")
         elif item["type"] == "missing":
             complaints.append(f"setting {name!r} is missing and has no default")
         elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
@@ -113,6 +111,13 @@ def _one_line(error: ValidationError, kind: type[Settings], values: dict[str, An
         else:
             complaints.append(f"setting {name!r} = {came!r} is refused: {why}")
     return "; ".join(complaints)
+
+
+def _way_out(unknown: str, known: Sequence[str]) -> str:
+    if unknown in known:
+        return f"another kind of {unknown.rpartition('.')[0]!r} has it"
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
+    return f"did you mean {near[0]!r}?" if near else "see --dry-run for those that exist"
 
 
 def _as_written(place: Sequence[int | str], values: Any) -> Iterator[str]:

@@ -29,7 +29,7 @@ def test_the_papers_numbers_take_one_line() -> None:
         ({"kind": "adaptive", "importance_share": -0.1}, "importance_share"),
         ({"kind": "adaptive", "repetition_penalty": 1.01}, "repetition_penalty"),
         ({"kind": "adaptive", "repetition_penalty": 0}, "repetition_penalty"),
-        ({"kind": "paper", "repetition_penalty": 0.9}, "unknown setting 'sampling.paper.repetition_penalty'"),
+        ({"kind": "paper", "repetition_penalty": 0.9}, "'sampling.repetition_penalty'; another kind of 'sampling'"),
         ({"kind": "uniform", "num_draws": 0}, "num_draws"),
         ({"kind": "greedy"}, "sampling"),
     ],
