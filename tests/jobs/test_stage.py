@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.stage import commit_of, flattened, guarded, users_error
 from recranker.errors import DataError, LeakageError
-from tests.jobs.small import ROOT, job, write_config
+from tests.jobs.small import ROOT, job, job_here, write_config
 
 CONFIG = str(ROOT / "jobs/configs/quickstart.toml")
 JOBS = ["prepare", "backbone", "sample", "instruct", "tune", "rank", "evaluate", "pipeline", "publish"]
@@ -46,7 +47,7 @@ def test_settings_are_flattened_for_mlflow() -> None:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_shows_what_it_would_do(name: str) -> None:
-    done = job(name, CONFIG, "--dry-run")
+    done = job_here(name, CONFIG, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert '"movielens-100k"' in done.stdout
     if name not in ("prepare", "pipeline"):
@@ -55,7 +56,7 @@ def test_every_job_shows_what_it_would_do(name: str) -> None:
 
 def test_a_dry_run_says_whether_the_users_own_files_are_there(config: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone.csv"
-    done = job("prepare", str(config), "--dry-run", f"data.source.interactions={gone}")
+    done = job_here("prepare", str(config), "--dry-run", f"data.source.interactions={gone}")
     assert done.returncode == 0, done.stderr
     assert f"prepare reads interactions: '{gone}' (is not there)" in done.stdout
     assert "(is there)" in done.stdout
@@ -72,24 +73,26 @@ def test_help_shows_a_command_to_try() -> None:
 
 
 def test_a_stage_before_its_inputs_says_what_to_run(config: Path) -> None:
-    done = job("sample", str(config))
+    done = job_here("sample", str(config))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip().endswith("run it first: python -m jobs.prepare CONFIG")
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("run", "override", "says"),
     [
-        ("tune.learning_rte=1", "unknown setting 'tune.learning_rte'"),
-        ("data.source.interactions=none.csv", "'none.csv' is not there"),
-        ("data.source.user_column=who", "'who'"),
-        ("data.rating_max=4", "rating"),
-        ("store.home=/proc/none", "set store.home to a writable place"),
-        ("data.source.kind=movielens-100k", "data.source"),
+        (job, "data.source.interactions=none.csv", "'none.csv' is not there"),  # once as a user does it
+        (job_here, "tune.learning_rte=1", "unknown setting 'tune.learning_rte'"),
+        (job_here, "data.source.user_column=who", "'who'"),
+        (job_here, "data.rating_max=4", "rating"),
+        (job_here, "store.home=/proc/none", "set store.home to a writable place"),
+        (job_here, "data.source.kind=movielens-100k", "data.source"),
     ],
 )
-def test_bad_input_ends_with_two_and_one_line_and_leaves_nothing(config: Path, override: str, says: str) -> None:
-    done = job("prepare", str(config), override)
+def test_bad_input_ends_with_two_and_one_line_and_leaves_nothing(
+    config: Path, run: Callable[..., "subprocess.CompletedProcess[str]"], override: str, says: str
+) -> None:
+    done = run("prepare", str(config), override)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
