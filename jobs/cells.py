@@ -144,11 +144,8 @@ def common_params(jobs: Sequence[Job]) -> dict[str, Any]:
 
 def missing_files(stages: Sequence[Stage], job: Job) -> list[str]:
     """The files from outside that a cell would read and that are not there."""
-    paths = {name: path for stage in stages if stage.outside for name, path in stage.outside(job.settings).items()}
-    missing = [
-        name for stage in stages for name, seen in stage.outside_inputs(job.settings).items() if seen == "missing"
-    ]
-    return [f"{name} {paths[name]!r}" for name in dict.fromkeys(missing)]
+    missing = {name: path for stage in stages for name, path in stage.missing(job.settings).items()}
+    return [f"{name} {path!r}" for name, path in missing.items()]
 
 
 def plan(jobs: Sequence[Job], stages: Sequence[Stage], name: str) -> list[dict[str, str]]:

@@ -132,22 +132,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(parsed: argparse.Namespace) -> None:
     experiment = load_settings(ExperimentSettings, parsed.config, addressed(parsed.overrides))
     stages, jobs = stages_of(experiment), jobs_of(experiment, parsed.config)
-    if parsed.dry_run and not parsed.skip_missing:
-        _dry_run(experiment, jobs, stages)
-        return
-    missing = {job.cell.label: found for job in jobs if (found := missing_files(stages, job))}
-    for label, found in missing.items():
-        text = f"cell {label}: {', '.join(found)} not there"
-        if not parsed.skip_missing:
-            raise DataError(f"{text}; give the right place, or leave such cells out with --skip-missing")
-        logger.warning("left out: %s", text)
-    jobs = [job for job in jobs if job.cell.label not in missing]
-    if not jobs:
-        raise DataError(f"experiment {experiment.name!r}: the files of every cell are missing")
+    if parsed.skip_missing or not parsed.dry_run:
+        jobs = _with_files(experiment, jobs, stages, skip_missing=parsed.skip_missing)
     if parsed.dry_run:
         _dry_run(experiment, jobs, stages)
     else:
         run(experiment, jobs, stages, parsed)
+
+
+def _with_files(
+    experiment: ExperimentSettings, jobs: Sequence[Job], stages: Sequence[Stage], *, skip_missing: bool
+) -> list[Job]:
+    """The cells whose own files are all there.
+
+    Raises:
+        DataError: If a file of any is missing and none is to be left out, or if none is left.
+    """
+    missing = {job.cell.label: found for job in jobs if (found := missing_files(stages, job))}
+    for label, found in missing.items():
+        text = f"cell {label}: {', '.join(found)} not there"
+        if not skip_missing:
+            raise DataError(f"{text}; give the right place, or leave such cells out with --skip-missing")
+        logger.warning("left out: %s", text)
+    left = [job for job in jobs if job.cell.label not in missing]
+    if not left:
+        raise DataError(f"experiment {experiment.name!r}: the files of every cell are missing")
+    return left
 
 
 def _dry_run(experiment: ExperimentSettings, jobs: Sequence[Job], stages: Sequence[Stage]) -> None:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from recranker.backbones.settings import BackboneSettings
 from recranker.data.settings import DataSettings
@@ -11,7 +11,7 @@ from recranker.evaluation.settings import EvaluationSettings
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.ranking.settings import ConventionalSettings, RankingSettings
 from recranker.sampling.settings import AdaptiveSampling, SamplingSettings
-from recranker.settings import RUN_NAME, Settings
+from recranker.settings import Settings
 from recranker.tasks.settings import InstructSettings
 
 SETTINGS_FILE = "settings.json"
@@ -57,7 +57,7 @@ class TokenizerSettings(Settings):
 class JobSettings(Settings):
     """One run, from data to results."""
 
-    name: str = Field(pattern=RUN_NAME)
+    name: str
     """Name of the run: its folder under runs/ and its name in MLflow."""
     seed: int = 0
     """Every random number is keyed by it."""
@@ -80,6 +80,13 @@ class JobSettings(Settings):
         if isinstance(values, dict) and "base" in values:
             raise ValueError("this is an experiment, so run it with python -m jobs.experiment")
         return values
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folders_name(cls, name: str) -> str:
+        if not name.strip() or name[0].isspace() or name.startswith(".") or "/" in name or "\\" in name:
+            raise ValueError("needed a folder's name, without slashes and with no dot or blank in front")
+        return name
 
     @property
     def tokenizer(self) -> TokenizerSettings:

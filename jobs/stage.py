@@ -67,8 +67,17 @@ class Stage:
 
     def outside_inputs(self, settings: JobSettings) -> dict[str, str]:
         """Fingerprint of each path read from outside the run; 'missing' where there is nothing."""
+        return {name: outside_fingerprint(path) for name, path in self.outside_paths(settings).items()}
+
+    def outside_paths(self, settings: JobSettings) -> dict[str, str]:
+        """Each path read from outside the run."""
         paths = self.outside(settings) if self.outside else {}
-        return {name: outside_fingerprint(path) for name, path in paths.items() if path is not None}
+        return {name: path for name, path in paths.items() if path is not None}
+
+    def missing(self, settings: JobSettings) -> dict[str, str]:
+        """Those of them where there is nothing."""
+        seen = self.outside_inputs(settings)
+        return {name: path for name, path in self.outside_paths(settings).items() if seen[name] == "missing"}
 
 
 @dataclass
@@ -275,10 +284,9 @@ def dry_run(settings: JobSettings, stages: Sequence[Stage]) -> None:
     print(settings.model_dump_json(indent=2))
     store = store_of(settings)
     for stage in stages:
-        for name, path in (stage.outside(settings) if stage.outside else {}).items():
-            if path is not None:
-                found = "is there" if stage.outside_inputs(settings)[name] != "missing" else "is not there"
-                print(f"{stage.name} reads {name}: {path!r} ({found})")
+        missing = stage.missing(settings)
+        for name, path in stage.outside_paths(settings).items():
+            print(f"{stage.name} reads {name}: {path!r} ({'is not there' if name in missing else 'is there'})")
         for name in stage.reads:
             state = "finished" if store.manifest(name) else "not there yet"
             for table in TABLES_OF[name]:

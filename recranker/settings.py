@@ -16,9 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recranker.errors import SettingsError
 
-RUN_NAME = r"^[^./\\\s][^/\\]*$"
-"""What may be a folder's name and no more: not empty, without slashes, not beginning with a dot."""
-
 
 class Settings(BaseModel):
     """Frozen, refuses unknown keys, and takes each field's description from the line under it."""

@@ -21,6 +21,7 @@ from recranker.llm.scoring import TreeScorer
 from recranker.progress import Bar
 from recranker.randomness import generator
 from recranker.ranking.fusion import best_first
+from recranker.ranking.utilities import TASKS
 from recranker.tasks.settings import TaskName
 from serve.messages import RankRequest, RankResponse
 from serve.ranking import answers_of, ask, respond
@@ -122,7 +123,7 @@ def ranks_of(response: RankResponse, item_id: str) -> dict[str, int]:
     """The item's rank from 1 by each task alone and by all."""
     items = sorted(response.ranking, key=lambda one: one.backbone_rank)
     place = [one.id for one in items].index(item_id)
-    tasks = [task for task in ("pointwise", "pairwise", "listwise") if getattr(items[0], task) is not None]
+    tasks = [task for task in TASKS if getattr(items[0], task) is not None]
     scores = {task: np.array([getattr(one, task) for one in items], dtype=np.float64) for task in tasks}
     ranks = {task: best_first(values).tolist().index(place) + 1 for task, values in scores.items()}
     return {**ranks, HYBRID: items[place].rank}

@@ -95,8 +95,9 @@ def _fit(features: Sequence[NDArray[np.float64]], targets: Sequence[int], l2: fl
     direction = fit_choice(features, targets, l2=l2, lowest=0.0)
     if direction.sum() < 1e-6:
         return np.zeros_like(direction)
-    along = [(matrix @ direction)[:, np.newaxis] / direction.sum() for matrix in features]
-    return np.asarray(direction / direction.sum() * fit_choice(along, targets, l2=SCALE_L2, lowest=0.0))
+    direction /= direction.sum()
+    along = [matrix @ direction[:, np.newaxis] for matrix in features]
+    return np.asarray(direction * fit_choice(along, targets, l2=SCALE_L2, lowest=0.0))
 
 
 def _left_out(features: Sequence[NDArray[np.float64]], targets: Sequence[int], l2: float) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from recranker.llm.reports import Look, Progress, StepReport
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
 from recranker.llm.training import Trainer, make_trainable, plan_adapters
+from recranker.tasks.protocol import Prompt
 from tests.llm.plain_engine import PlainEngine
 from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
@@ -245,12 +246,17 @@ def test_every_weight_can_be_trained_and_answers_after_a_reload(
     assert starts["pointwise"] < 0.7 * starts["joint"]  # it goes on from the joint one
 
 
+def one_list(prompts: list[Prompt]) -> list[ValidationList]:
+    """What training looks at: the listwise question of one prompt."""
+    asked = prompts[1].questions[2]
+    return [ValidationList(replace(prompts[1], questions=(asked,)), asked.item_ids, "Jaws")]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_best_adapter_of_validation_is_kept(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
     prompts = toy_prompts(8)
-    asked = prompts[1].questions[2]
-    validation = [ValidationList(replace(prompts[1], questions=(asked,)), asked.item_ids, "Jaws")]
+    validation = one_list(prompts)
     tune = TuneSettings.model_validate(TUNE.model_dump() | {"validation": {"every_steps": 2, "patience": None}})
     folder, plans = tmp_path / "out", plan_adapters(prompts, tune, 2048)
     paths = {"model": model_path, "folder": folder, "work": tmp_path / "work"}
@@ -271,8 +277,7 @@ def test_the_best_adapter_of_validation_is_kept(ray_cluster: None, model_path: P
 @pytest.mark.slow
 def test_sharded_weights_can_be_looked_at_between_steps(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
     prompts = toy_prompts(8)
-    asked = prompts[1].questions[2]
-    validation = [ValidationList(replace(prompts[1], questions=(asked,)), asked.item_ids, "Jaws")]
+    validation = one_list(prompts)
     logs = []
     for looks in ({"every_steps": 1, "patience": None}, None):
         changes = {"zero_stage": 3, "workers": 2, "validation": looks}
