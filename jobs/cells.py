@@ -25,6 +25,7 @@ from jobs.stage import Stage, commit_of, current, flattened, run_stages, runs_of
 from recranker.errors import OutputError, RecrankerError, SettingsError
 from recranker.evaluation.experiment_table import Measured
 from recranker.evaluation.results import metrics_of
+from recranker.evaluation.rows import BASELINES, ROW_ORDER
 from recranker.evaluation.seeds import seed_runs
 from recranker.experiments import Cell, ExperimentSettings, cells_of, read_base
 from recranker.progress import duration
@@ -116,6 +117,18 @@ def stages_of(experiment: ExperimentSettings) -> list[Stage]:
             if name not in names:
                 raise SettingsError(f"stages: {stage.name!r} reads {name!r}, which is not listed")
     return stages
+
+
+def check_rows(experiment: ExperimentSettings, stages: Sequence[Stage]) -> None:
+    """Refuse rankers that no cell can have, before the first one runs.
+
+    Raises:
+        SettingsError: If ``rows`` names one.
+    """
+    possible = ROW_ORDER if any(stage.name == "rank" for stage in stages) else BASELINES
+    for row in experiment.rows:
+        if row not in possible:
+            raise SettingsError(f"rows names {row!r}; these stages can have {', '.join(possible)}")
 
 
 def jobs_of(experiment: ExperimentSettings, path: str) -> list[Job]:

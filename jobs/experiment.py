@@ -45,7 +45,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from jobs.cells import Failures, Job, common_params, jobs_of, missing_files, plan, run_jobs, stages_of
+from jobs.cells import Failures, Job, check_rows, common_params, jobs_of, missing_files, plan, run_jobs, stages_of
 from jobs.evaluate import TABLE_WIDTH
 from jobs.output import console, write_json
 from jobs.sources import ROOT
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(parsed: argparse.Namespace) -> None:
     experiment = load_settings(ExperimentSettings, parsed.config, addressed(parsed.overrides))
     stages, jobs = stages_of(experiment), jobs_of(experiment, parsed.config)
+    check_rows(experiment, stages)
     if parsed.skip_missing or not parsed.dry_run:
         jobs = _with_files(experiment, jobs, stages, skip_missing=parsed.skip_missing)
     if parsed.dry_run:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad settings or data (one line), 1 anything else.
 
 import argparse
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,7 @@ def run_stage(
 def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """The command line of one stage; returns the exit code."""
     parser = command_line(f"jobs.{stage.name}", sys.modules[stage.run.__module__].__doc__ or "")
+    parser.epilog = _place(stage)
     if stage.options:
         stage.options(parser)
     parsed = parser.parse_intermixed_args(arguments)
@@ -323,6 +325,22 @@ def _main(stage: Stage, parsed: argparse.Namespace) -> None:
     if stage.show:
         stage.show(StageContext(settings, store), parsed)
     logger.info("written to %s", store.folder(stage.name))
+    for name in _next(stage):
+        logger.info("next: python -m jobs.%s %s", name, shlex.join([parsed.config, *parsed.overrides]))
+
+
+def _place(stage: Stage) -> str:
+    """Where a stage stands on the data's way, for its help."""
+    way = " -> ".join(TABLES_OF)
+    made = ", ".join(table.name for table in TABLES_OF.get(stage.name, ()))
+    reads = f"reads the output of {', '.join(stage.reads)}" if stage.reads else "reads no other stage"
+    return f"{way}\n{stage.name} {reads}" + (f"; writes the tables {made}" if made else "")
+
+
+def _next(stage: Stage) -> list[str]:
+    """The stage that follows on the data's way, if there is one."""
+    way = list(TABLES_OF)
+    return way[way.index(stage.name) + 1 :][:1] if stage.name in way else []
 
 
 def _record(

@@ -321,7 +321,7 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("axes.backbone.wide.backbone.rolled=1", "unknown setting 'backbone.rolled'"),
         ("axes.backbone.wide.store.home=x", "store and tracking must be those of all cells"),
         ("tune.rate=1", "unknown setting 'tune.rate'"),
-        ("rows=['hybrid']", "rows names 'hybrid'; the results have backbone"),
+        ("rows=['lambdamart']", "rows names 'lambdamart'; the results have backbone"),
         ("base=none.toml", "none.toml' cannot be read"),
     ],
 )
@@ -330,6 +330,14 @@ def test_a_wrong_experiment_is_one_line(
 ) -> None:
     assert experiment.main([write_grid(tmp_path), override]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_row_that_no_stage_makes_is_refused_before_the_first_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert experiment.main([write_grid(tmp_path), "rows=['backbone', 'hybird']"]) == 2
+    assert "rows names 'hybird'; these stages can have backbone, random, oracle" in capsys.readouterr().err
+    assert RAN == []
 
 
 @pytest.mark.parametrize(

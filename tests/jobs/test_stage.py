@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,8 +69,17 @@ def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_
     assert commit_of(ROOT) == "unknown"
 
 
-def test_help_shows_a_command_to_try() -> None:
-    assert "python -m jobs.tune jobs/configs/quickstart.toml" in job("tune", "--help").stdout
+def test_help_shows_a_command_to_try_and_what_stands_before_and_after() -> None:
+    said = job("tune", "--help").stdout
+    assert "python -m jobs.tune jobs/configs/quickstart.toml" in said
+    assert "instruct -> tune -> rank" in said
+    assert re.search(r"tune reads the output of .*instruct; writes the tables training_log", said)
+
+
+def test_a_finished_stage_says_the_command_of_the_next_one(config: Path) -> None:
+    done = job_here("prepare", str(config), "name=a b")
+    assert done.returncode == 0, done.stderr
+    assert f"next: python -m jobs.backbone {config} 'name=a b'" in done.stderr
 
 
 def test_a_stage_before_its_inputs_says_what_to_run(config: Path) -> None:
