@@ -36,6 +36,10 @@ class ModelError(RecrankerError):
     """A language model, tokenizer or adapter cannot do what was asked of it."""
 
 
+class PromptTooLongError(ModelError):
+    """A question alone is longer than what the model may read."""
+
+
 class OutputError(RecrankerError):
     """A result cannot be written where it was asked for."""
 

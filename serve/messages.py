@@ -48,9 +48,10 @@ ErrorCode = Literal[
 ]
 """What went wrong, for programs; these words do not change."""
 UserState = Literal["known", "unknown", "unavailable"]
-LeftOut = Literal["queue", "deadline", "no_replica"]
+LeftOut = Literal["queue", "deadline", "no_replica", "too_long"]
 """Why a task was not asked: the questions before it take too long; its answer alone takes longer than there is; all its
-replicas are gone and the new ones not there yet."""
+replicas are gone and the new ones not there yet; a question of it has more tokens than the model reads
+(llm.max_prompt_tokens of the run)."""
 RefusalCode = Literal[
     "invalid", "not_readable", "not_loaded", "golden_answers", "other_tasks", "no_users", "users", "late"
 ]
@@ -216,7 +217,8 @@ class Plan(Message):
 
     left_out: dict[TaskName, LeftOut] = {}
     """Tasks that were not asked, and why: 'queue', the questions before would have taken too long; 'deadline', there
-    was too little time even without them; 'no_replica', none of its replicas runs just now."""
+    was too little time even without them; 'no_replica', none of its replicas runs just now; 'too_long', with these
+    titles one of its questions has more tokens than the model reads."""
     pairs_asked: int | None = Field(default=None, ge=1)
     """Pairs of candidates asked about, neighbours in the quoted order first; None where all that were wanted."""
     pairs_wanted: int | None = Field(default=None, ge=1)

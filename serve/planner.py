@@ -37,6 +37,10 @@ class Planned:
         """Where nothing can be asked: the tasks that could be without those who wait."""
         return () if self.prompts else tuple(task for task, why in self.left_out.items() if why == "queue")
 
+    def without(self, too_long: Set[TaskName]) -> "Planned":
+        """With those tasks left out that were asked and whose questions the model cannot read."""
+        return replace(self, left_out=self.left_out | dict.fromkeys(too_long, "too_long"))
+
     def message(self) -> Plan | None:
         """What a response says of it; None where all was asked."""
         if not self.left_out and self.pairs is None:

@@ -11,6 +11,7 @@ from recranker.errors import SettingsError
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
+from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.source import ServedRun
 
@@ -78,10 +79,11 @@ class Call:
             return asked[0]
         return Prompt("serve", asked[0].prefix, tuple(question for prompt in asked for question in prompt.questions))
 
-    def by_task(self, values: list[NDArray[np.float64]]) -> dict[TaskName, list[NDArray[np.float64]]]:
-        """The answers to ``prompt``, per question ``(labels,)``, as those of each task."""
-        left = iter(values)
-        return {task: [next(left) for _ in prompt.questions] for task, prompt in self.prompts.items()}
+    def by_task(self, scored: Scored) -> dict[TaskName, list[NDArray[np.float64]]]:
+        """The answers to ``prompt``, per question ``(labels,)``, as those of each task that was not too long."""
+        left = iter(scored.values)
+        answered = {task: prompt for task, prompt in self.prompts.items() if task not in scored.too_long}
+        return {task: [next(left) for _ in prompt.questions] for task, prompt in answered.items()}
 
 
 def calls_of(sets: Iterable[ReplicaSet], prompts: Mapping[TaskName, Prompt]) -> list[Call]:

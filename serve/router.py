@@ -72,8 +72,10 @@ class Heard:
 
     values: dict[TaskName, list[NDArray[np.float64]]]
     """Per task that answered, per question: ``(labels,)`` log-probabilities in nats."""
-    tokens: int
+    tokens: int = 0
     """That were computed for it."""
+    too_long: frozenset[TaskName] = frozenset()
+    """Tasks that had a question with more tokens than the model reads."""
 
 
 class Router:
@@ -151,7 +153,7 @@ class Router:
         asked = replace(asked, prompts={**asked.prompts, **planned.prompts})
         heard = await self._heard(planned, deadline, asked.model)
         response = respond(asked, _answers(asked, heard), request, run)
-        response = response.model_copy(update={"user": user, "plan": planned.message()})
+        response = response.model_copy(update={"user": user, "plan": planned.without(heard.too_long).message()})
         self._count(planned, heard, response)
         self.shadow.after(request, response, run)
         influences = (
@@ -196,7 +198,7 @@ class Router:
             planned = self.queues.plan(wanted, deadline, absent=self.presence.absent, shorten=False)
             return await self._heard(planned, deadline, asked.model)
         except BusyError:
-            return Heard({}, 0)
+            return Heard({})
 
     async def _heard(self, planned: Planned, deadline: float, model: ModelKey) -> Heard:
         """What the tasks have answered by the deadline."""
@@ -206,10 +208,11 @@ class Router:
         found = await asyncio.gather(*(self._begun(call, deadline, model) for call in calls))
         if found and all(one == "busy" for one in found):
             raise BusyError(self.queues.drain_s(planned.prompts))
-        heard = Heard({}, 0)
+        heard = Heard({})
         for call, one in zip(calls, found, strict=True):
             if isinstance(one, Scored):
-                heard = Heard({**heard.values, **call.by_task(one.values)}, heard.tokens + one.tokens)
+                values = {**heard.values, **call.by_task(one)}
+                heard = Heard(values, heard.tokens + one.tokens, heard.too_long | one.too_long)
         return heard
 
     def _begun(self, call: Call, deadline: float, model: ModelKey) -> asyncio.Task[Scored | Missing]:
@@ -268,6 +271,7 @@ class Router:
 
     async def _timed_answer(self, call: Call, prompt: Prompt, deadline: float, model: ModelKey) -> Scored | Missing:
         started, outcome = time.monotonic(), "failed"
+        found: Scored | Missing = "failed"
         try:
             found = await self._answer(call, prompt, deadline, model)
             outcome = "answered" if isinstance(found, Scored) else found
@@ -275,8 +279,9 @@ class Router:
             outcome = "cancelled"
             raise
         finally:
+            too_long = found.too_long if isinstance(found, Scored) else frozenset()
             for task in call.prompts:
-                self.metrics.finished(task, outcome, time.monotonic() - started)
+                self.metrics.finished(task, LEFT_OUT if task in too_long else outcome, time.monotonic() - started)
         if isinstance(found, Scored):
             self.queues.heard(call.replicas, found)
             if timing := current():

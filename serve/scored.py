@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recranker.tasks.settings import TaskName
 from serve.cost import Cost
 
 
@@ -13,7 +14,7 @@ class Scored:
     """One prompt's answers."""
 
     values: list[NDArray[np.float64]]
-    """Per question: ``(labels,)`` log-probabilities in nats."""
+    """Per question of the tasks that are not too long: ``(labels,)`` log-probabilities in nats."""
     tokens: int
     """Tokens the engine computed for this prompt."""
     seconds: float
@@ -22,3 +23,5 @@ class Scored:
     """Seconds in the replica beyond those: until the engine was free, and for the others of the batch."""
     cost: Cost | None = None
     """What a prompt costs in this replica by now; None where it does not say."""
+    too_long: frozenset[TaskName] = frozenset()
+    """Tasks with a question that is longer than the model reads; none of their questions has an answer."""

@@ -4,14 +4,16 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recranker.errors import PromptTooLongError
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
-from serve.models import Models
+from serve.models import Loaded, Models
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.shadow import yield_to_others
@@ -50,6 +52,8 @@ class TaskReplica:
     async def score(self, prompt: Prompt, model: ModelKey | None = None) -> Scored:
         """Log-probabilities of ``prompt``'s questions, and what they cost.
 
+        Titles within every limit can still make a list longer than the model reads: its task is left out then.
+
         Args:
             prompt: What is asked.
             model: Who is asked; None is the model that answered last.
@@ -58,9 +62,21 @@ class TaskReplica:
             RefusedRunError: If the model cannot be used.
             ModelError: If the prompt cannot be encoded, or an answer is not a number.
         """
-        found = await (await self.models.get(model)).batcher.score(prompt)
+        loaded = await self.models.get(model)
+        try:
+            found = await loaded.batcher.score(prompt)
+        except PromptTooLongError:
+            found = await self._without_too_long(loaded, prompt)
         self.answered_at = time.monotonic()
         return found
+
+    async def _without_too_long(self, loaded: Loaded, prompt: Prompt) -> Scored:
+        """What the other tasks of ``prompt`` answer, and which are left out."""
+        async with self.models.engine:  # it has the tokenizer, too
+            tasks = await asyncio.to_thread(loaded.scorer.too_long, prompt)
+        rest = replace(prompt, questions=tuple(one for one in prompt.questions if one.task not in tasks))
+        found = await loaded.batcher.score(rest) if rest.questions else Scored([], 0, 0.0)
+        return replace(found, too_long=tasks)
 
     async def score_if_idle(self, prompt: Prompt, model: ModelKey) -> list[NDArray[np.float64]] | None:
         """As ``score``, for a challenger; None where the replica is busy or does not hold the model yet.

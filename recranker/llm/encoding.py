@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recranker.errors import ModelError
+from recranker.errors import ModelError, PromptTooLongError
 from recranker.llm.chat import plain_ids
 from recranker.llm.model import LanguageModel
 from recranker.tasks.protocol import Prompt, Question
@@ -69,8 +69,8 @@ def encode_all(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens: 
     end of its prefix, where the oldest history stands; the tree says how many.
 
     Raises:
-        ModelError: If a label is no single token or not distinct, an answer is no label, or a question
-            leaves no room for any prefix.
+        ModelError: If a label is no single token or not distinct, or an answer is no label.
+        PromptTooLongError: If a question leaves no room for any prefix.
     """
     trees = []
     for prompt, prefix, branches in _tokenised(prompts, lm):
@@ -87,9 +87,17 @@ def encode_apart(prompts: Sequence[Prompt], lm: LanguageModel, max_prompt_tokens
 
     Raises:
         ModelError: As ``encode_all``.
+        PromptTooLongError: Likewise; ``tasks_too_long`` says which.
     """
     most = max_prompt_tokens - len(lm.frame.head_ids)
     return [_parts(prompt, prefix, branches, most, lm) for prompt, prefix, branches in _tokenised(prompts, lm)]
+
+
+def tasks_too_long(prompt: Prompt, lm: LanguageModel, max_prompt_tokens: int) -> frozenset[TaskName]:
+    """The tasks of which a question leaves no room for any prefix, so that ``encode_apart`` refuses the prompt."""
+    most = max_prompt_tokens - len(lm.frame.head_ids)
+    [(_, _, branches)] = _tokenised([prompt], lm)
+    return frozenset(branch.task for branch in branches if len(branch.token_ids) >= most)
 
 
 def _parts(prompt: Prompt, prefix: list[int], branches: list[Branch], most: int, lm: LanguageModel) -> list[SamePrefix]:
@@ -176,7 +184,7 @@ def _room(prompt: Prompt, branches: list[Branch], max_tokens: int) -> int:
     longest = max((len(branch.token_ids) for branch in branches), default=0)
     room = max_tokens - longest
     if room < 1:
-        raise ModelError(
+        raise PromptTooLongError(
             f"prompt {prompt.prompt_id!r}: its longest question ({longest} tokens) leaves no room for a prefix; "
             "raise llm.max_prompt_tokens"
         )

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
-from recranker.llm.encoding import Branch, Tree, encode_apart
+from recranker.llm.encoding import Branch, Tree, encode_apart, tasks_too_long
 from recranker.llm.model import LanguageModel, answering
 from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
+from recranker.tasks.settings import TaskName
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class TreeScorer:
 
         Raises:
             ModelError: If a prompt cannot be encoded, or an answer is not a number.
+            PromptTooLongError: If a question is longer than ``max_prompt_tokens`` allows.
         """
         return [scored.log_probabilities for scored in self.score_with_cost(prompts)]
 
@@ -111,6 +113,10 @@ class TreeScorer:
             Scored([answers[index][number] for number in range(len(prompt.questions))], tokens[index], cut_lines[index])
             for index, prompt in enumerate(prompts)
         ]
+
+    def too_long(self, prompt: Prompt) -> frozenset[TaskName]:
+        """The tasks whose questions make ``prompt`` too long, whatever its prefix."""
+        return tasks_too_long(prompt, self.lm, self._max_prompt_tokens)
 
     @contextmanager
     def keeping_prefixes(self) -> Iterator[None]:

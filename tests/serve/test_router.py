@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -27,7 +27,7 @@ from serve.router import QUIET_S, TOKEN_VARIABLE, Router, read_token, running_re
 from serve.scored import Scored
 from serve.settings import ServeSettings
 from serve.wanted import ModelKey
-from tests.serve.fakes import Evenly, Roll
+from tests.serve.fakes import Evenly, Roll, even
 from tests.serve.test_ranking import request, served
 
 
@@ -111,6 +111,32 @@ def test_a_task_without_replicas_is_left_out_at_once_until_there_is_one_again() 
     started = time.monotonic()
     asyncio.run(life())
     assert time.monotonic() - started < 5.0
+
+
+@pytest.mark.parametrize("replica_sets", ["per_task", "shared"])
+def test_a_task_too_long_for_the_model_is_named_and_the_others_decide(
+    replica_sets: Literal["per_task", "shared"],
+) -> None:
+    class Short(Handle):
+        """Reads no lists."""
+
+        async def _answer(self, prompt: Prompt) -> Scored:
+            read = [one for one in prompt.questions if one.task != "listwise"]
+            left_out = frozenset[TaskName]({"listwise"} if len(read) < len(prompt.questions) else ())
+            return Scored([even(one) for one in read], 100, 0.01, too_long=left_out)
+
+    async def life() -> None:
+        limits = ServeSettings(run="toy", replica_sets=replica_sets)
+        asked = Router(limits, served(), dict.fromkeys(("pointwise", "listwise"), Short()))  # type: ignore[arg-type]
+        response = await asked.rank(request(tasks=["pointwise", "listwise"]))
+        assert (response.degraded, response.order) == (("listwise",), "fused")
+        assert response.plan == Plan(left_out={"listwise": "too_long"})
+        assert counted(asked, "requests_total", task="listwise", outcome="left_out") == 1.0
+        assert counted(asked, "requests_total", task="pointwise", outcome="answered") == 1.0
+        alone = await asked.rank(request(tasks=["listwise"]))
+        assert (alone.order, alone.plan) == ("backbone", Plan(left_out={"listwise": "too_long"}))
+
+    asyncio.run(life())
 
 
 def test_a_lost_call_with_little_time_left_says_nothing_about_the_next() -> None:

@@ -9,7 +9,9 @@ import pytest
 from recranker.errors import ModelError
 from recranker.llm.model import load_adapter, load_model
 from recranker.llm.scoring import TreeScorer, make_scorer
+from recranker.tasks.protocol import Candidate, Prompt
 from serve.cost import bytes_of
+from serve.ranking import questions_of
 from serve.source import read_run, run_at
 from serve.tasks import PROOF_S, TaskReplica
 from tests.serve.runs import another_run, finished_run
@@ -42,6 +44,22 @@ def test_a_replica_knows_what_a_prompt_costs_and_says_so(tmp_path: Path) -> None
         assert scored.cost.batch_tokens == 64
         assert 0.5 < scored.cost.tokens(bytes_of(loaded.probe)) / scored.tokens < 2.0
         assert scored.cost.seconds(scored.tokens) > 0.0
+
+
+def test_a_task_whose_list_is_longer_than_the_model_reads_is_left_out_and_the_others_answer(tmp_path: Path) -> None:
+    settings = finished_run(tmp_path)
+    run = read_run(settings)
+    replica = TaskReplica("pointwise", run, settings)
+    items = tuple(Candidate(str(place), "很长的片名" * 40, place) for place in range(1, 11))  # each is within the limit
+    points, lists = (questions_of(items, run, task) for task in ("pointwise", "listwise"))
+    together = Prompt("serve", "Liked:\n- Alien\n", (*lists, *points))
+    scored = asyncio.run(replica.score(together))
+    assert scored.too_long == {"listwise"}
+    alone = asyncio.run(replica.score(Prompt("serve", together.prefix, points)))
+    assert alone.too_long == frozenset()
+    np.testing.assert_array_equal(np.array(scored.values), np.array(alone.values))
+    nothing = asyncio.run(replica.score(Prompt("serve", together.prefix, lists)))
+    assert (nothing.values, nothing.too_long) == ([], {"listwise"})
 
 
 def test_a_challenger_answers_where_the_replica_is_idle(tmp_path: Path) -> None:
