@@ -61,6 +61,10 @@ class LookupFailedError(Exception):
     """The store cannot be asked just now, or holds what it must not; no user id in the message."""
 
 
+class StoreAwayError(DataError):
+    """The store does not answer; it may later."""
+
+
 class StoredList(NamedTuple):
     """A user's candidates, best first by the retriever; see ``UserList``."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from recranker.errors import DataError, OutputError, SettingsError, first_line
-from serve.histories import AGAIN, LookupFailedError, Meta, Record, SqliteUsers, fields_of, meta_of
+from serve.histories import AGAIN, LookupFailedError, Meta, Record, SqliteUsers, StoreAwayError, fields_of, meta_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -51,7 +51,7 @@ class RedisUsers:
         try:
             fields = cast("dict[str, str]", self._redis.hgetall(self._keys["meta"]))  # decode_responses
         except _errors() as error:
-            raise DataError(
+            raise StoreAwayError(
                 f"{self.where} does not answer: {_line(error)}; start it, or change setting users"
             ) from None
         if not fields:

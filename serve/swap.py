@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from recranker.errors import RecrankerError, first_line
+from recranker.errors import DataError, RecrankerError, first_line
 from recranker.tasks.settings import TaskName
 from serve.messages import ModelState, Refusal
 from serve.metrics import Metrics
@@ -56,7 +56,6 @@ class Swap:
         metrics: Counts what became of runs.
 
     Raises:
-        DataError: If the users of ``bound`` do not fit it.
         SettingsError: If users are kept where they cannot be read.
     """
 
@@ -70,7 +69,7 @@ class Swap:
         self.settings = settings
         self.tasks = tasks
         self.metrics = metrics
-        self.served = Served(bound, open_users(settings, bound))
+        self.served = Served(bound, _users_at_start(settings, bound))
         self._loading: str | None = None
         self._refused: Refusal | None = None
         self._going_on: asyncio.Task[None] | None = None
@@ -97,22 +96,22 @@ class Swap:
         if is_new and wanted.otherwise is not None:
             await self._start_with(wanted.otherwise)
         self._loading, self._refused = name_of(wanted), None
-        self._going_on = asyncio.create_task(self._go_to(wanted))
+        self._going_on = asyncio.create_task(self._go_to(wanted, patient=is_new))
         if is_new:
             await asyncio.wait([self._going_on], timeout=START_S)
 
     async def _start_with(self, last: Wanted) -> None:
         """What answered before this router started, so that a run that is refused again changes nothing."""
         try:
-            self.served = await asyncio.to_thread(self._read, last)
+            self.served = await asyncio.to_thread(self._read, last, patient=True)
             self.metrics.serves(self.served.run)
         except RecrankerError as error:
             logger.warning("not the run that was served before: %s", first_line(error))
 
-    async def _go_to(self, wanted: Wanted) -> None:
+    async def _go_to(self, wanted: Wanted, *, patient: bool) -> None:
         name = name_of(wanted)
         try:
-            found = await self._ready(wanted)
+            found = await self._ready(wanted, patient)
         except RefusedRunError as error:
             self._refuse(Refusal(run=name, code=error.code, handover=wanted.handover), first_line(error))
         except Exception as error:  # nothing that comes with a run may end the router
@@ -136,13 +135,13 @@ class Swap:
         self.metrics.refused.labels(refusal.code).inc()
         logger.error("run %s refused, %s: %s; run %s goes on", refusal.run, refusal.code, why, self.served.run.name)
 
-    async def _ready(self, wanted: Wanted) -> Served:
+    async def _ready(self, wanted: Wanted, patient: bool) -> Served:
         """What is wanted, once every task is ready for it.
 
         Raises:
             RefusedRunError: If it cannot be served.
         """
-        found = await asyncio.to_thread(self._read, wanted)
+        found = await asyncio.to_thread(self._read, wanted, patient=patient)
         if found is self.served:
             return found
         ends = time.monotonic() + self.settings.swap_timeout_s
@@ -152,8 +151,13 @@ class Swap:
             await asyncio.sleep(ASK_S)
         return found
 
-    def _read(self, wanted: Wanted) -> Served:
-        """The run and its users; the present one where it is the same."""
+    def _read(self, wanted: Wanted, *, patient: bool) -> Served:
+        """The run and its users; the present one where it is the same.
+
+        Args:
+            wanted: Which.
+            patient: Whether users may come later, as for a router that starts: the others serve the run already.
+        """
         with refusing("not_readable"):
             run = read_wanted(wanted, self.settings)
         if run == self.served.run:
@@ -163,7 +167,7 @@ class Swap:
         with refusing("other_tasks"):
             check_adapters(self.settings, run)
         with refusing("users"):
-            users = open_users(self.settings, run)
+            users = open_users(self.settings, run, patient=patient)
         if users is None and self.served.users is not None:
             raise refusal("no_users", "no users are published for it; run jobs.publish for it, then promote it again")
         return Served(run, users)
@@ -186,6 +190,15 @@ class Swap:
             if one.state == "refused":
                 raise refusal(one.code or "not_loaded", f"by task {task}, whose log says why")
         return bool(found) and all(one.state == "ready" for one in found)
+
+
+def _users_at_start(settings: ServeSettings, bound: ServedRun) -> Users | None:
+    """Those of ``bound``; it was checked with them when it was deployed, and a router that is replaced must start."""
+    try:
+        return open_users(settings, bound, patient=True)
+    except DataError as error:
+        logger.error("no users of run %s are served: %s", bound.name, first_line(error))
+        return None
 
 
 def name_of(wanted: Wanted) -> str:

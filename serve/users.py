@@ -18,6 +18,7 @@ from serve.histories import (
     Meta,
     Record,
     SqliteUsers,
+    StoreAwayError,
     StoredList,
     UserStore,
     made_from,
@@ -51,23 +52,38 @@ class Users:
         store: Of the run's users.
         run: That is served.
         limits: Of a request.
+        patient: Whether a store that does not answer yet may do so later; users are unavailable until then.
 
     Raises:
         DataError: If the store holds nothing, or what was made from other tables than the run's.
+        StoreAwayError: If it does not answer and nobody is patient.
     """
 
-    def __init__(self, store: UserStore, run: ServedRun, limits: ServeSettings) -> None:
+    def __init__(self, store: UserStore, run: ServedRun, limits: ServeSettings, *, patient: bool = False) -> None:
         self.store = store
         self.run = run
         self.limits = limits
+        self.demo_users: tuple[DemoUser, ...] = ()
+        self._popular: list[Candidate] = []
+        self._is_open = False
         self._asleep_until = 0.0
-        meta = store.meta()
-        _check(meta, run)
         try:
-            self._popular = _popular(meta, store)
-            self.demo_users = tuple(self._demo_user(user_id) for user_id in meta.demo_users[: limits.demo_users])
+            self._open()
+        except StoreAwayError as error:
+            if not patient:
+                raise
+            self._sleep(error)
+
+    def _open(self) -> None:
+        """Check that these are the run's users, and keep what is always needed."""
+        meta = self.store.meta()
+        _check(meta, self.run)
+        try:
+            self._popular = _popular(meta, self.store)
+            self.demo_users = tuple(self._demo_user(user_id) for user_id in meta.demo_users[: self.limits.demo_users])
         except LookupFailedError as error:
-            raise DataError(f"users of run '{run.name}': {error}") from None
+            raise StoreAwayError(f"users of run '{self.run.name}': {error}") from None
+        self._is_open = True
 
     def complete(self, request: RankRequest) -> Completed:
         """``request`` with the user's history, candidates if it has none, and titles of those given by id.
@@ -84,11 +100,16 @@ class Users:
         if time.monotonic() < self._asleep_until:
             return self._without_store(request)
         try:
+            if not self._is_open:
+                self._open()
             return self._with_store(request)
-        except LookupFailedError as error:
-            self._asleep_until = time.monotonic() + PAUSE_S
-            logger.warning("user %s: not looked up, %s", hashed(request.user_id or ""), error)
+        except (LookupFailedError, DataError) as error:
+            self._sleep(error, request.user_id or "")
             return self._without_store(request)
+
+    def _sleep(self, why: Exception, user_id: str = "") -> None:
+        self._asleep_until = time.monotonic() + PAUSE_S
+        logger.warning("user %s: not looked up, %s", hashed(user_id), why)
 
     def _with_store(self, request: RankRequest) -> Completed:
         record = None if request.user_id is None else self.store.find(request.user_id)
@@ -105,6 +126,8 @@ class Users:
     def _without_store(self, request: RankRequest) -> Completed:
         if _untitled(request.candidates):
             raise UnavailableError("titles cannot be looked up just now; try again, or send them")
+        if not request.candidates and not self._popular:
+            raise UnavailableError("candidates cannot be looked up just now; try again, or send them")
         return self._completed(request, [], list(request.candidates) or self._popular_but([]), "unavailable")
 
     def _completed(
@@ -143,18 +166,24 @@ class Users:
         return DemoUser(user_id=user_id, history=request.history, candidates=request.candidates)
 
 
-def open_users(settings: ServeSettings, run: ServedRun) -> Users | None:
+def open_users(settings: ServeSettings, run: ServedRun, *, patient: bool = False) -> Users | None:
     """The users of ``run``: those that ``settings.users`` name, else its own file; None where nothing is published.
 
+    Args:
+        settings: Of the service.
+        run: That is served.
+        patient: See ``Users``.
+
     Raises:
-        DataError: If the store does not answer, or does not fit the run.
+        DataError: If the store does not fit the run, or does not answer (``StoreAwayError``) and nobody is patient.
         SettingsError: If Redis is asked for without its client.
     """
     if settings.users is None:
         path = f"{Store(run.uri).folder('publish')}/{FILE}"
         return Users(SqliteUsers(path), run, settings) if Path(path).is_file() else None
     if is_redis(settings.users):
-        return Users(RedisUsers(settings.users, run.name, settings.users_timeout_s), run, settings)
+        store = RedisUsers(settings.users, run.name, settings.users_timeout_s)
+        return Users(store, run, settings, patient=patient)
     return Users(SqliteUsers(str(Path(settings.users).expanduser())), run, settings)
 
 

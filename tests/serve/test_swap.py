@@ -308,3 +308,19 @@ def test_a_run_with_adapters_of_its_own_for_tasks_cannot_have_shared_replicas(
         assert router.run == given.runs["a"]
 
     play(tmp_path, story, monkeypatch)
+
+
+def test_a_router_that_is_replaced_starts_though_the_users_of_its_run_fit_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stale = published(tmp_path / "published")
+    manifest = Path(Store(stale.uri).folder("backbone")) / "_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"facts": {}', '"facts": {"fitted": "again"}'))
+
+    async def story(given: Given) -> None:
+        router = Router(given.settings, stale, given.tasks)  # type: ignore[arg-type]
+        assert router.users is None
+        assert "another output of stage 'backbone'" in caplog.text
+        assert (await router.rank(request())).order == "fused"
+
+    play(tmp_path, story, monkeypatch)

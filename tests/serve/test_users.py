@@ -9,7 +9,7 @@ from recranker.store import Store
 from recranker.tasks.instructions import PromptBuilder, to_prompts
 from serve import users as users_module
 from serve.errors import RefusedError, UnavailableError
-from serve.histories import LookupFailedError, Record, SqliteUsers
+from serve.histories import LookupFailedError, Meta, Record, SqliteUsers, StoreAwayError
 from serve.messages import RankRequest
 from serve.ranking import ask, questions_of
 from serve.settings import ServeSettings
@@ -116,6 +116,11 @@ class Down(SqliteUsers):
         self.down = False
         self.asked = 0
 
+    def meta(self) -> Meta:
+        if self.down:
+            raise StoreAwayError("does not answer")
+        return super().meta()
+
     def find(self, user_id: str) -> Record | None:
         self.asked += 1
         if self.down:
@@ -150,6 +155,27 @@ def test_a_store_that_is_down_makes_users_unavailable_and_is_left_alone_for_a_wh
     store.down = False
     clock[0] += users_module.PAUSE_S
     assert users.complete(sent(user_id="u")).user == "known"
+
+
+def test_where_a_store_is_down_at_the_start_a_patient_service_ranks_and_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = published(tmp_path)
+    store = Down(run)
+    store.down = True
+    with pytest.raises(StoreAwayError):
+        Users(store, run, LIMITS)
+    clock = [100.0]
+    monkeypatch.setattr(users_module.time, "monotonic", lambda: clock[0])
+    users = Users(store, run, LIMITS, patient=True)
+    given = users.complete(sent(user_id="u", candidates=[{"id": "i1", "title": "Film 1"}]))
+    assert (given.user, ids(given.request), users.demo_users) == ("unavailable", ["i1"], ())
+    with pytest.raises(UnavailableError, match="candidates cannot be looked up"):
+        users.complete(sent(user_id="u"))
+    store.down = False
+    clock[0] += users_module.PAUSE_S
+    assert users.complete(sent(user_id="u")).user == "known"
+    assert users.demo_users
 
 
 def test_users_made_from_other_tables_or_other_prompts_are_refused(tmp_path: Path) -> None:
