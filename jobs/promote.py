@@ -22,7 +22,7 @@ from pathlib import Path
 from jobs.settings import JobSettings
 from jobs.sources import ROOT
 from jobs.stage import commit_of, guarded, home_of, store_of
-from recranker.errors import SettingsError
+from recranker.errors import RecrankerError, SettingsError
 from recranker.registry import CHAMPION, Registry, Version, model_name
 from recranker.settings import load_settings
 from recranker.store import Store
@@ -54,8 +54,13 @@ def promote(run: ServedRun, registry: Registry, name: str, cache: Path, parsed: 
     if tell is not None:
         tell(run)
     if not is_champion:
-        version = registry.register(name, run.uri, {**tags, "commit": commit_of(ROOT)})
-        registry.crown(version, instead_of=champion)
+        try:
+            version = registry.register(name, run.uri, {**tags, "commit": commit_of(ROOT)})
+            registry.crown(version, instead_of=champion)
+        except RecrankerError as error:
+            if tell is None:
+                raise
+            raise type(error)(f"{error}; the service answers with {run.name} already, so run this again") from None
     print(f"{run.name} is the champion{' already' if is_champion else ''}, models:/{name}@{CHAMPION}")
     if tell is None:
         print(f"Next: python -m jobs.promote {parsed.run} --serve   lets a running service go over to it")

@@ -162,13 +162,36 @@ class _Common:
         self.max_attempts = max_attempts
         self._headers = {"Authorization": f"Bearer {token.strip()}"} if token else {}  # of a file: with its newline
 
-    def _attempts(self, path: str, body: dict[str, Any], request_id: str | None) -> "_Steps":
+    def _batch(self, requests: Sequence[RankRequest], request_id: str | None) -> "_Steps":
+        """A call for all of them, and again for those that met a fault that passes; returns what each came to.
+
+        Raises:
+            ServiceError: See ``_attempts``.
+        """
+        ends, request_id = time.monotonic() + self.timeout_s, request_id or uuid.uuid4().hex
+        plain = [_plain(one) for one in requests]
+        found: dict[int, Any] = {}
+        left, attempt = list(range(len(plain))), 1
+        while True:
+            body = {"requests": [plain[index] for index in left]}
+            answers = yield from self._attempts("/v1/rank:batch", body, request_id, ends)
+            found |= zip(left, answers["answers"], strict=True)
+            left = [index for index in left if found[index]["status"] in AGAIN]
+            wait = random.uniform(0.0, _longest_wait_s(attempt))
+            if not left or attempt == self.max_attempts or wait >= ends - time.monotonic():
+                return [found[index] for index in range(len(plain))]
+            yield wait
+            attempt += 1
+
+    def _attempts(self, path: str, body: dict[str, Any], request_id: str | None, ends: float | None = None) -> "_Steps":
         """One call: yields what to do next, is sent what came of it, and returns the answer's JSON.
+
+        It ends by ``ends``, in seconds of ``time.monotonic``; ``timeout_s`` from now where nothing is said.
 
         Raises:
             ServiceError: If the service refuses, or does not answer within the time and the attempts.
         """
-        ends, request_id = time.monotonic() + self.timeout_s, request_id or uuid.uuid4().hex
+        ends, request_id = ends or time.monotonic() + self.timeout_s, request_id or uuid.uuid4().hex
         headers = {**self._headers, "x-request-id": request_id}
         attempt = 0
         while True:
@@ -218,18 +241,19 @@ class Client(_Common):
             ServiceError: If the service refuses the request, or does not answer in time.
         """
         request = RankRequest(history, candidates, user_id, tasks, weights, deadline_ms, explain)
-        return _ranking(self._call("/v1/rank", _plain(request), request_id))
+        return _ranking(self._done(self._attempts("/v1/rank", _plain(request), request_id)))
 
     def rank_batch(
         self, requests: Sequence[RankRequest], *, request_id: str | None = None
     ) -> list[Ranking | ServiceError]:
         """A ranking of each request, or why it has none; one that is refused does not touch the others.
 
+        Those for which the service had no room are sent again, as long as there is time.
+
         Raises:
             ServiceError: If the service refuses the batch, or does not answer in time.
         """
-        body = {"requests": [_plain(one) for one in requests]}
-        return _answers(self._call("/v1/rank:batch", body, request_id))
+        return _answers(self._done(self._batch(requests, request_id)))
 
     def ready(self) -> bool:
         """Whether every task of the service can answer; False where nobody answers at all.
@@ -239,7 +263,7 @@ class Client(_Common):
         """
         try:
             return _is_ready(self._http.get(f"{self.url}/readyz", headers=self._headers, timeout=self.timeout_s))
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
     def close(self) -> None:
@@ -254,8 +278,7 @@ class Client(_Common):
     ) -> None:
         self.close()
 
-    def _call(self, path: str, body: dict[str, Any], request_id: str | None) -> Any:
-        steps = self._attempts(path, body, request_id)
+    def _done(self, steps: "_Steps") -> Any:
         try:
             step = next(steps)
             while True:
@@ -269,7 +292,7 @@ class Client(_Common):
             return None
         try:
             return self._http.post(step.url, json=step.body, headers=step.headers, timeout=step.timeout_s)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
 
@@ -302,20 +325,19 @@ class AsyncClient(_Common):
     ) -> Ranking:
         """See ``Client.rank``."""
         request = RankRequest(history, candidates, user_id, tasks, weights, deadline_ms, explain)
-        return _ranking(await self._call("/v1/rank", _plain(request), request_id))
+        return _ranking(await self._done(self._attempts("/v1/rank", _plain(request), request_id)))
 
     async def rank_batch(
         self, requests: Sequence[RankRequest], *, request_id: str | None = None
     ) -> list[Ranking | ServiceError]:
         """See ``Client.rank_batch``."""
-        body = {"requests": [_plain(one) for one in requests]}
-        return _answers(await self._call("/v1/rank:batch", body, request_id))
+        return _answers(await self._done(self._batch(requests, request_id)))
 
     async def ready(self) -> bool:
         """See ``Client.ready``."""
         try:
             return _is_ready(await self._http.get(f"{self.url}/readyz", headers=self._headers, timeout=self.timeout_s))
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
     async def close(self) -> None:
@@ -330,8 +352,7 @@ class AsyncClient(_Common):
     ) -> None:
         await self.close()
 
-    async def _call(self, path: str, body: dict[str, Any], request_id: str | None) -> Any:
-        steps = self._attempts(path, body, request_id)
+    async def _done(self, steps: "_Steps") -> Any:
         try:
             step = next(steps)
             while True:
@@ -345,7 +366,7 @@ class AsyncClient(_Common):
             return None
         try:
             return await self._http.post(step.url, json=step.body, headers=step.headers, timeout=step.timeout_s)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
 
@@ -359,7 +380,7 @@ class _Send:
     timeout_s: float
 
 
-_Outcome = httpx.Response | httpx.TransportError | None
+_Outcome = httpx.Response | httpx.RequestError | None
 _Steps = Generator[_Send | float, _Outcome, Any]
 """Yields an attempt or the seconds to wait before the next one."""
 _Kind = TypeVar("_Kind")
@@ -372,7 +393,7 @@ def _wait_s(found: _Outcome, attempt: int) -> float | None:
 
     Source: Brooker 2015, Exponential backoff and jitter, AWS architecture blog.
     """
-    jitter = random.uniform(0.0, min(LONGEST_S, FIRST_S * 2.0 ** (attempt - 1)))
+    jitter = random.uniform(0.0, _longest_wait_s(attempt))
     if isinstance(found, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
         return None  # it was never sent, and never will be
     if not isinstance(found, httpx.Response):
@@ -381,6 +402,10 @@ def _wait_s(found: _Outcome, attempt: int) -> float | None:
     if found.status_code in AGAIN or (found.status_code == 500 and _body(found).get("code") is None):
         return _retry_after_s(found) + jitter
     return None
+
+
+def _longest_wait_s(attempt: int) -> float:
+    return min(LONGEST_S, FIRST_S * 2.0 ** (attempt - 1))
 
 
 def _retry_after_s(response: httpx.Response) -> float:
@@ -466,12 +491,12 @@ def _influences(found: Sequence[Mapping[str, Any]] | None) -> tuple[Influence, .
     return None if found is None else tuple(_known(Influence, one) for one in found)
 
 
-def _answers(found: Mapping[str, Any]) -> list[Ranking | ServiceError]:
+def _answers(found: Sequence[Mapping[str, Any]]) -> list[Ranking | ServiceError]:
     return [
         _ranking(one["response"])
         if one["status"] == 200
         else _service_error(one["status"], one["error"], one["error"]["message"])
-        for one in found["answers"]
+        for one in found
     ]
 
 

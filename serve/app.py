@@ -11,11 +11,15 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from recranker.tasks.settings import TaskName
 from serve.replica_sets import ReplicaSet, check_adapters, replica_sets
-from serve.router import Router, replica_api
+from serve.router import Router, read_token, replica_api
 from serve.settings import Replicas, ServeSettings
 from serve.source import ServedRun, read_run
 from serve.tasks import TaskReplica
 from serve.users import check_users
+
+SPARE = 64
+"""Requests that a router takes beyond those its tasks hold: health checks, and those it refuses, in milliseconds and
+saying when there is room again."""
 
 
 def build(settings: ServeSettings) -> Application:
@@ -42,12 +46,13 @@ def router_deployment(settings: ServeSettings, run: ServedRun, tasks: dict[TaskN
         serve.ingress(replica_api)(Router),
         name="router",
         num_replicas=settings.routers,
-        max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * most,
+        max_ongoing_requests=settings.max_queued_requests + settings.max_ongoing_requests * most + SPARE,
         ray_actor_options={"num_cpus": 0},  # it waits; the tasks compute
         user_config=run.wanted.model_dump(),
         **_queue(settings),
     )
-    return router.bind(settings, run, tasks)
+    needs_token = settings.token_file is None and read_token(settings) is not None
+    return router.bind(settings, run, tasks, needs_token=needs_token)
 
 
 def task_deployment(one: ReplicaSet, settings: ServeSettings, run: ServedRun) -> Application:

@@ -1,11 +1,13 @@
 """What a router counts, as Prometheus reads it; base units, and no text of a user in a label.
 
 Each router replica counts for itself. With one router ``GET /metrics`` tells everything that reached it; with several
-each answer is one router's, and counters of different ones must not be mixed. What Serve's proxy refuses before it
+each answer is that of one of them, whose name is a label, so that counters of different ones are never mixed: sum over
+``router``, in windows of several scrapes. What Serve's proxy refuses before it
 reaches a router is counted by Ray (``ray_serve_num_http_error_requests``).
 """
 
 import unicodedata
+from collections.abc import Iterable
 from html import unescape
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +17,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
     generate_latest,
 )
@@ -38,9 +41,15 @@ TOKENS = (100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
 
 
 class Metrics:
-    """The metrics of one process, in a registry of their own."""
+    """The metrics of one process, in a registry of their own.
 
-    def __init__(self, run: ServedRun) -> None:
+    Args:
+        run: That is served.
+        router: Name of this router, where there are several.
+    """
+
+    def __init__(self, run: ServedRun, router: str | None = None) -> None:
+        self.router = router
         disable_created_metrics()  # type: ignore[no-untyped-call] # a gauge beside every counter, which says when it began
         self.registry = CollectorRegistry()
         self.requests = self._counter(
@@ -100,7 +109,13 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self if self.router else self.registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """As a registry's: every sample with the router's name."""
+        for family in self.registry.collect():
+            family.samples = [one._replace(labels={**one.labels, "router": str(self.router)}) for one in family.samples]
+            yield family
 
     def _counter(self, name: str, what: str, label: str) -> Counter:
         return Counter(f"recranker_{name}", what, ["task", label], registry=self.registry)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Models:
         self._refused: dict[ModelKey, _Refused] = {}
         self._one_at_a_time = asyncio.Lock()
         self._answers: ModelKey | None = None
+        self._challenger: ModelKey | None = None
         self._wanted: ModelKey | None = None
         self._handover: str | None = None
         self._following: asyncio.Task[bool] | None = None
@@ -115,6 +116,7 @@ class Models:
 
     def beside(self, key: ModelKey) -> Loaded | None:
         """The model if it is there; else None, and it is loaded as soon as there is room for it beside the others."""
+        self._challenger = key
         found = self._held.get(key)
         if found is not None:
             found.touched = time.monotonic()
@@ -154,13 +156,15 @@ class Models:
     async def health(self) -> Loaded:
         """The model that a health check asks; lets those go that nobody has asked for longer than any request lasts.
 
+        A challenger stays, as its next request may be long in coming.
+
         Raises:
             RefusedRunError: If there is none.
         """
         now = time.monotonic()
         for key, one in list(self._held.items()):
             idle = now - one.touched > self.settings.request_timeout_s
-            if idle and key not in (self._answers, self._wanted):
+            if idle and key not in (self._answers, self._wanted, self._challenger):
                 self._let_go(key)
         for known in (self._answers, self._wanted, *self._held):
             if known in self._held:
@@ -271,9 +275,13 @@ def verified_model(task: TaskName, run: ServedRun, cache: Path) -> LanguageModel
 def measured_model(task: TaskName, run: ServedRun, settings: ServeSettings, engine: asyncio.Lock) -> Loaded:
     """The run's model for ``task``, verified, and what its prompts cost.
 
+    Replicas without a GPU of their own score on the CPU wherever they run: Ray hides no GPUs from them.
+
     Raises:
         RefusedRunError: If it cannot be used.
     """
+    if not settings.replicas_of(task).gpus:
+        run = replace(run, llm=run.llm.model_copy(update={"device": "cpu"}))
     lm = verified_model(task, run, settings.cache)
     scorer = make_scorer(lm, run.llm)
     probe = Prompt("health", build_prefix([], [], run.templates), questions_of(PROBE, run, task)[:1])

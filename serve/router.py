@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from serve.metrics import ALL, LEFT_OUT, SHED, Metrics
 from serve.planner import Planned
 from serve.presence import Presence
 from serve.queues import Queues
-from serve.ranking import Asked, answers_of, ask, respond
+from serve.ranking import Asked, answers_of, ask, check_counts, respond
 from serve.replica_sets import Call, ReplicaSet, calls_of, replica_sets
 from serve.scored import Scored
 from serve.settings import ServeSettings
@@ -82,14 +83,30 @@ class Router:
     """Validates, asks every task once that has time for it, fuses.
 
     Ranking changes nothing, so a call lost with its replica is repeated.
+
+    Args:
+        settings: Of the service.
+        run: That is served.
+        tasks: Handles of the tasks' deployments.
+        needs_token: Whether a token was there when the application was built, so that it must be here too.
+
+    Raises:
+        SettingsError: If the token is missing that clients must send, or its file cannot be read.
     """
 
-    def __init__(self, settings: ServeSettings, run: ServedRun, tasks: Mapping[TaskName, DeploymentHandle]) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        run: ServedRun,
+        tasks: Mapping[TaskName, DeploymentHandle],
+        *,
+        needs_token: bool = False,
+    ) -> None:
         self.settings = settings
         self.tasks = tasks
         self.sets = replica_sets(settings, tasks)
-        self.token = read_token(settings)
-        self.metrics = Metrics(run)
+        self.token = read_token(settings, needed=needs_token)
+        self.metrics = Metrics(run, uuid.uuid4().hex[:8] if settings.routers > 1 else None)
         self.swap = Swap(settings, run, tasks, self.metrics)
         self.shadow = Shadow(settings, tasks, self.metrics)
         self.seen = Readiness(ready=False, replicas=dict.fromkeys(tasks, 0), missing=tuple(tasks))
@@ -165,6 +182,7 @@ class Router:
         self, request: RankRequest, deadline: float, served: Served
     ) -> tuple[RankRequest, UserState | None]:
         """``request`` with what is stored of the user and items it names; looked up beside the loop."""
+        check_counts(len(request.candidates), len(request.history), self.settings)  # before any of them is looked up
         if brings_everything(request):
             return request, None
         try:
@@ -366,14 +384,20 @@ def replica_api() -> FastAPI:
     return make_api(lambda: serve.get_replica_context().servable_object)
 
 
-def read_token(settings: ServeSettings) -> str | None:
+def read_token(settings: ServeSettings, *, needed: bool = False) -> str | None:
     """The bearer token clients must send; None where none is asked for.
 
     Raises:
-        SettingsError: If the token's file cannot be read or is empty.
+        SettingsError: If the token's file cannot be read or is empty, or there is none though one is needed.
     """
     if settings.token_file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        found = os.environ.get(TOKEN_VARIABLE, "").strip() or None
+        if needed and found is None:
+            raise SettingsError(
+                f"{TOKEN_VARIABLE} was set where the application was built and is not where its router runs; set it on "
+                "every node before Ray starts, or write the token into a file there and name it: token_file"
+            )
+        return found
     try:
         token = Path(settings.token_file).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:

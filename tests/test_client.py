@@ -241,6 +241,36 @@ def test_a_batch_gives_a_ranking_or_an_error_for_each() -> None:
     assert (second.status, second.code, str(second)) == (422, "invalid_request", "candidates: Field required")
 
 
+def test_what_a_batch_had_no_room_for_is_sent_again_alone_and_in_its_place(clock: Clock) -> None:
+    busy = {"status": 503, "response": None, "error": {"code": "busy", "message": "full"}}
+    wrong = {"status": 422, "response": None, "error": {"code": "invalid_request", "message": "no"}}
+    done = {"status": 200, "response": RANKING, "error": None}
+    script = Script(
+        httpx.Response(200, json={"answers": [busy, wrong, busy]}),
+        httpx.Response(200, json={"answers": [busy, done]}),
+        httpx.Response(200, json={"answers": [done]}),
+    )
+    with Client("http://test", transport=httpx.MockTransport(script)) as asking:
+        found = asking.rank_batch([RankRequest(user_id=name) for name in "abc"])
+    assert [[one["user_id"] for one in body["requests"]] for body in script.bodies] == [
+        ["a", "b", "c"],
+        ["a", "c"],
+        ["a"],
+    ]
+    assert [getattr(one, "status", 200) for one in found] == [200, 422, 200]
+    assert clock.waits == [client.FIRST_S, 2 * client.FIRST_S]
+
+
+def test_a_batch_that_finds_no_room_in_its_time_says_so_for_each(clock: Clock) -> None:
+    busy = {"status": 503, "response": None, "error": {"code": "busy", "message": "full"}}
+    script = Script(*[httpx.Response(200, json={"answers": [busy]}) for _ in range(3)])
+    with Client("http://test", timeout_s=0.5, transport=httpx.MockTransport(script)) as asking:
+        [found] = asking.rank_batch([RankRequest(user_id="a")])
+    assert isinstance(found, ServiceError)
+    assert (found.status, found.code) == (503, "busy")
+    assert clock.waits == [client.FIRST_S, 2 * client.FIRST_S]  # a third of 0.4 s would end behind the time
+
+
 def test_ready_is_a_question_with_two_answers() -> None:
     script = Script(httpx.Response(200), httpx.Response(503), httpx.ConnectError("refused"), bad(401, message="token"))
     with Client("http://test", transport=httpx.MockTransport(script)) as asking:

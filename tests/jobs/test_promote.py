@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import promote
-from recranker.errors import ServiceError
+from recranker.errors import ServiceError, TrackingError
 from recranker.registry import Registry
 from recranker.schema import CANDIDATES
 from recranker.store import Store
@@ -180,6 +180,19 @@ def test_the_champion_stays_where_the_service_refuses(
     assert given.promote("two", "--serve") == 0
     assert (given.champion, told) == ("two", ["two"])
     assert len(given.registry.versions(given.model)) == 2
+
+
+def test_where_mlflow_fails_behind_the_service_it_is_said_what_answers(
+    given: Given, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TrackingError("the registry cannot be used")
+
+    given.run("one", FAIR)
+    monkeypatch.setattr(promote, "service_at", lambda *_: lambda run: None)
+    monkeypatch.setattr(Registry, "crown", fail)
+    assert given.promote("one", "--serve") == 2
+    assert "cannot be used; the service answers with one already, so run this again" in capsys.readouterr().err
 
 
 def test_a_settings_file_names_the_run_and_the_data_name_the_model(

@@ -47,7 +47,7 @@ def test_deployments_and_their_options_survive_build_and_deploy(file: str, tmp_p
     from ray.serve.deployment import deployment_to_schema, schema_to_deployment
     from ray.serve.schema import DeploymentSchema
 
-    from serve.app import build
+    from serve.app import SPARE, build
 
     run = finished_run(tmp_path)
     settings = ServeSettings.model_validate({**arguments(file), "run": run.run, "home": run.home, "token_file": None})
@@ -73,7 +73,7 @@ def test_deployments_and_their_options_survive_build_and_deploy(file: str, tmp_p
         assert found[task].max_ongoing_requests == settings.max_ongoing_requests
         assert found[task].max_queued_requests == settings.max_queued_requests
     most = max(settings.replicas_of(task).most for task in TASKS)  # type: ignore[arg-type]
-    room = settings.max_queued_requests + most * settings.max_ongoing_requests
+    room = settings.max_queued_requests + most * settings.max_ongoing_requests + SPARE
     assert (found["router"].num_replicas, found["router"].max_ongoing_requests) == (settings.routers, room)
 
 

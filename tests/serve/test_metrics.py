@@ -78,6 +78,16 @@ def test_what_is_taken_out_of_a_title_is_counted_by_kind(title: str, kinds: list
     assert sanitised_kinds(title, 20) == kinds
 
 
+def test_where_there_are_several_routers_each_sample_names_its_own() -> None:
+    metrics = Metrics(served(), router="r1")
+    metrics.finished("pointwise", "answered", 0.1)
+    for _ in range(2):  # reading leaves no mark
+        families = list(text_string_to_metric_families(metrics.text().decode()))
+    assert {sample.labels.get("router") for family in families for sample in family.samples} == {"r1"}
+    [requests] = [family for family in families if family.name == "recranker_requests"]
+    assert requests.samples[0].labels == {"task": "pointwise", "outcome": "answered", "router": "r1"}
+
+
 def test_prometheus_reads_them_over_http() -> None:
     response = send(FakeService(), "GET", "/metrics")
     assert response.status_code == 200

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from recranker.errors import ModelError
 from recranker.store import Store
 from recranker.tasks.protocol import Prompt
-from serve.models import Loaded, Models, verified_model
+from serve.models import Loaded, Models, measured_model, verified_model
 from serve.settings import ServeSettings
-from serve.source import ServedRun, run_at
+from serve.source import ServedRun, read_run, run_at
 from serve.wanted import ModelKey, Prepared, RefusedRunError, refusing
 from tests.serve.runs import ORIGIN, another_run, finished_run, job_settings, publish_rank, spoil_golden_answers
 
@@ -166,6 +167,28 @@ def test_a_challenger_is_loaded_only_where_there_is_room(tmp_path: Path) -> None
         assert given.held == ["a", "c"]
 
     play(tmp_path, story)
+
+
+def test_a_challenger_stays_however_long_its_next_request_is_in_coming(tmp_path: Path) -> None:
+    async def story(given: Given) -> None:
+        await given.models.get(given.key("a"))
+        given.models.beside(given.key("b"))
+        await given.until("ready", "b")
+        await asyncio.sleep(0.02)  # longer than any request lasts
+        await given.models.health()
+        assert given.held == ["a", "b"]
+        assert given.models.beside(given.key("b")) is not None
+        assert given.loads.loaded == ["a", "b"]
+
+    play(tmp_path, story)
+
+
+def test_replicas_without_a_gpu_of_their_own_score_on_the_cpu(tmp_path: Path) -> None:
+    settings = finished_run(tmp_path)
+    run = read_run(settings)
+    tuned_on_gpu = replace(run, llm=run.llm.model_copy(update={"device": "cuda"}))
+    loaded = measured_model("pointwise", tuned_on_gpu, settings, asyncio.Lock())
+    assert loaded.scorer.lm.device.type == "cpu"
 
 
 def test_a_model_tuned_again_since_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from recranker.tasks.settings import TaskName
 from serve import router
 from serve.cost import Cost
 from serve.errors import BusyError, LateError, RefusedError
-from serve.messages import ModelState, Plan, RankRequest, RankResponse, Readiness
+from serve.messages import Candidate, ModelState, Plan, RankRequest, RankResponse, Readiness
 from serve.presence import PAUSE_S, THERE_S
 from serve.ranking import ask
 from serve.replica_sets import SHARED
@@ -479,6 +479,23 @@ def test_the_token_comes_from_its_file_or_the_environment(tmp_path: Path, monkey
     monkeypatch.setenv(TOKEN_VARIABLE, "from the environment")
     assert read_token(ServeSettings(run="toy")) == "from the environment"
     assert read_token(ServeSettings(run="toy", token_file=str(file))) == "from the file"
+
+
+def test_a_token_that_was_there_when_the_service_was_built_must_be_there_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "of the shell\n")
+    assert Router(ServeSettings(run="toy"), served(), {}, needs_token=True).token == "of the shell"
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(SettingsError, match=f"{TOKEN_VARIABLE} was set where the application was built"):
+        Router(ServeSettings(run="toy"), served(), {}, needs_token=True)
+
+
+def test_more_candidates_than_allowed_are_refused_before_any_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "completed", lambda *_: pytest.fail("looked up"))
+    many = RankRequest(candidates=tuple(Candidate(id=str(place)) for place in range(27)))
+    with pytest.raises(RefusedError, match="at most 26 candidates may be sent, got 27"):
+        asyncio.run(Router(ServeSettings(run="toy"), served(), {"pointwise": Handle()}).rank(many))  # type: ignore[dict-item]
 
 
 def test_a_token_file_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
