@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from recranker.errors import RecrankerError, first_line
 from recranker.llm.adapter import check_adapter, load_tuned
-from recranker.llm.model import LanguageModel, merge_adapter, resolve_model
+from recranker.llm.model import LanguageModel, merge_adapter, release_memory, resolve_model
 from recranker.llm.scoring import TreeScorer, make_scorer
 from recranker.llm.tuned import adapter_for
 from recranker.tasks.prefix import build_prefix
@@ -28,7 +28,7 @@ from serve.cost import measure
 from serve.ranking import questions_of
 from serve.settings import ServeSettings
 from serve.source import ServedRun, read_wanted, run_at
-from serve.wanted import ModelKey, Prepared, RefusedRunError, Wanted, refusing
+from serve.wanted import ModelKey, Prepared, RefusedRunError, Wanted, refusing, without_frames
 
 logger = logging.getLogger("ray.serve")  # the one that Serve writes to the replica's log
 
@@ -217,7 +217,8 @@ class Models:
                 found = await asyncio.to_thread(self._read_and_load, key, run)
             except RefusedRunError as error:
                 logger.warning("task %s: model refused, %s: %s", self.task, error.code, first_line(error))
-                self._refused[key] = _Refused(error, time.monotonic())
+                self._refused[key] = _Refused(without_frames(error), time.monotonic())
+                release_memory()
                 return error
             found.touched = time.monotonic()
             logger.info("task %s: model of run %s loaded in %.1f s", self.task, found.run.name, found.touched - started)
@@ -238,6 +239,7 @@ class Models:
 
     def _let_go(self, key: ModelKey) -> None:
         logger.info("task %s: model of run %s let go", self.task, self._held.pop(key).run.name)
+        release_memory()
 
     def _forget_refusals_before(self, handover: str) -> None:
         """Whoever asks anew may have mended what was broken."""

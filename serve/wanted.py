@@ -54,6 +54,12 @@ def refusal(code: RefusalCode, why: str) -> RefusedRunError:
     return error
 
 
+def without_frames(error: RefusedRunError) -> RefusedRunError:
+    """``error`` to be kept: what led to it would keep a model that was loaded half, or does not answer rightly."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 @contextmanager
 def refusing(code: RefusalCode) -> Iterator[None]:
     """Whatever fails within, broken files of any kind included, is a refusal for this reason.

@@ -1,5 +1,6 @@
 """A causal language model with its tokenizer, chat frame and, where tuned, its adapter."""
 
+import gc
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -236,6 +237,13 @@ def _check_complete(tuned: Any, path: Path) -> None:
     missing = set(get_peft_model_state_dict(tuned)) - saved
     if missing:
         raise ModelError(f"{path}: the adapter lacks {len(missing)} tensors, for instance {min(missing)!r}; tune again")
+
+
+def release_memory() -> None:
+    """Give back what models no longer held took of a GPU, which other processes may share."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def merge_adapter(lm: LanguageModel) -> None:

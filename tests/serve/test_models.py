@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,30 @@ def test_at_most_two_are_held_and_never_the_answering_one_is_let_go(tmp_path: Pa
         await given.models.follow(given.wanted("c"))
         await given.until("ready", "c")
         assert given.held == ["a", "c"]
+
+    play(tmp_path, story)
+
+
+def test_a_refused_model_is_not_kept_by_the_error_that_is(tmp_path: Path) -> None:
+    class Model:
+        """As large as they are."""
+
+    seen: list[weakref.ref[Model]] = []
+
+    def load(*_: Any) -> Loaded:
+        model = Model()
+        seen.append(weakref.ref(model))
+        with refusing("golden_answers"):
+            raise ModelError("planted")
+
+    async def story(given: Given) -> None:
+        models = Models("pointwise", given.runs["a"], given.settings, load)
+        with pytest.raises(RefusedRunError, match="planted"):
+            await models.get()
+        assert seen[0]() is None
+        with pytest.raises(RefusedRunError, match="planted"):
+            await models.get()
+        assert len(seen) == 1
 
     play(tmp_path, story)
 
