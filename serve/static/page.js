@@ -4,6 +4,13 @@
 const TASKS = ["pointwise", "pairwise", "listwise"];
 const HUES = { pointwise: "point", pairwise: "pair", listwise: "list" };
 const NAMES = { pointwise: "Pointwise", pairwise: "Pairwise", listwise: "Listwise", backbone: "Retriever" };
+const ABSENT = {  // why a task did not take part
+  late: "no answer in time",
+  queue: "too many requests wait for it",
+  deadline: "not enough time to ask it",
+  no_replica: "it is not running just now",
+  too_long: "with titles this long it would have to read more than the model can",
+};
 const EXAMPLE = {
   liked: ["Blade Runner (1982)", "The Terminator (1984)", "2001: A Space Odyssey (1968)", "Alien (1979)"],
   disliked: ["Grease (1978)"],
@@ -146,6 +153,9 @@ async function explain() {
   $("explain").disabled = !state.answer;
   if (!answer) return;
   state.answer = answer;
+  adopt(answer);
+  showWeights();
+  showRemarks();
   state.entry = answer.influences.length ? answer.influences[0].history : null;
   $("history-box").open = true;
   showHistory();
@@ -444,10 +454,14 @@ function showWeights() {
 
 function showRemarks() {
   const { degraded, order, plan, user } = state.answer;
+  $("remarks").replaceChildren();
   if (user === "unknown") remark("This user is not known here: the order rests on the candidates alone.");
   if (user === "unavailable") remark("This user could not be looked up just now: the order rests on the candidates alone.");
-  if (order === "backbone") remark("Nothing that has a weight answered in time: this is the retriever's order, unchanged.");
-  else if (degraded.length) remark(`${degraded.map((task) => NAMES[task]).join(" and ")} did not answer in time; the others decided.`);
+  const whyNot = (task) => ABSENT[plan && plan.left_out[task]] || ABSENT.late;
+  for (const why of new Set(degraded.map(whyNot))) {
+    remark(`${degraded.filter((task) => whyNot(task) === why).map((task) => NAMES[task]).join(" and ")}: ${why}.`);
+  }
+  if (order === "backbone") remark("Nothing that has a weight answered: this is the retriever's order, unchanged.");
   if (plan && plan.pairs_asked) remark(`There was time for ${plan.pairs_asked} of ${plan.pairs_wanted} pairs.`);
   const { run, model, preset, adapter } = state.answer.model;
   $("model").textContent = `Run ${run} · ${model} · adapter ${adapter} · preset ${preset}`;
@@ -523,7 +537,8 @@ function wrap(tag, child) {
 }
 
 function titleOf(id) {
-  return state.candidates.find((one) => one.id === id).title;
+  const found = state.candidates.find((one) => one.id === id);
+  return found ? found.title : `Item ${id}`;
 }
 
 function signed(value) {
@@ -555,6 +570,7 @@ for (const task of TASKS) {
     showWeights();
     showOrder(true);
   });
+  $(`weight-${task}`).addEventListener("change", () => say(`First now: ${titleOf(fused()[0].item.id)}.`));
 }
 $("reset").addEventListener("click", () => {
   state.weights = { ...state.learned };

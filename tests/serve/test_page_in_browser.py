@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from recranker.tasks.protocol import Prompt
 from serve.errors import BusyError
 from serve.http import make_api
 from serve.router import Router
+from serve.scored import Scored
 from serve.settings import ServeSettings
 from tests.serve.fake_service import FakeService, served_on_loopback
-from tests.serve.opinions import opinionated
+from tests.serve.opinions import Opinions, opinionated
 from tests.serve.published import published
 from tests.serve.test_ranking import served
 
@@ -161,6 +163,26 @@ def test_history_entries_show_what_they_add_until_the_weights_change(opened: Any
     assert visit.ranks == 2
 
 
+def test_it_is_said_why_a_task_did_not_take_part_and_who_is_first_now(opened: Any, tmp_path: Path) -> None:
+    class Brief(Opinions):
+        """Reads no lists."""
+
+        async def _said(self, prompt: Prompt) -> Scored:
+            return Scored([], 0, 0.0, too_long=frozenset({"listwise"}))
+
+    tasks = {**opinionated("pointwise", "pairwise"), "listwise": Brief("listwise")}
+    visit = opened(Router(ServeSettings(run="toy"), published(tmp_path), tasks))
+    visit.ranked()
+    assert "Listwise: with titles this long" in visit.page.locator("#remarks").inner_text()
+    visit.set_weight("pointwise", 0.0)
+    visit.set_weight("pairwise", 1.0)
+    assert visit.page.locator("#status").inner_text() == f"First now: {visit.ranked()[0]}."
+    visit.page.click("#explain")
+    visit.page.wait_for_selector("#after .title")
+    assert visit.page.locator("#remarks p").count() == 1  # said once, however often it is asked
+    assert visit.complaints == []
+
+
 def test_pasted_titles_are_ranked_and_are_text_whatever_they_hold(opened: Any) -> None:
     visit = opened(router(served()))
     visit.page.fill("#liked", f"{HOSTILE}\nAlien")
@@ -267,6 +289,6 @@ def test_the_docs_list_every_route_and_field_from_the_services_own_words(opened:
     fields = [field for schema in schemas.values() for field in schema.get("properties", {})]
     assert visit.page.locator("#schemas td:first-child").all_inner_texts() == fields
     limits = visit.page.locator("#RankRequest tr", has_text="user_id").first.inner_text()
-    assert "string, at least 1, at most 200 or null" in limits
+    assert "string, at least 1, at most 1000 or null" in limits
     assert visit.asked_outside() == []
     assert [one for one in visit.complaints if "401" not in one] == []
