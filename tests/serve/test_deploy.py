@@ -38,6 +38,7 @@ def test_serve_reads_the_files_and_their_settings_are_ours(file: str, host: str,
 
 def test_what_is_open_to_a_network_asks_for_a_token() -> None:
     assert arguments("production.yaml")["token_file"]
+    assert arguments("production.yaml")["demo_users"] == 0
     assert "token_file" not in arguments("config.yaml")
 
 
