@@ -10,14 +10,19 @@ environment in which its processes start:
 
 What the proxy itself answers is plain text without a code, or nothing where a router's replica was lost with the
 request: both become the JSON that all errors are, the latter a 503 that may be tried again, as ranking changes nothing.
+
+The proxy takes a body as fast as it comes, before a router that may be busy counts it: ``RECRANKER_PROXY_MAX_BODY_BYTES``
+bounds what it holds of one.
 """
 
+import os
 import re
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import Problem, problem
+from serve.messages import Limit
 
 STEERING = {
     b"x-request-timeout-seconds",
@@ -30,6 +35,8 @@ REQUEST_ID = b"x-request-id"
 PLAIN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
 """A request's id ends up in logs: another one is dropped, and Serve makes one."""
 AGAIN = {"Retry-After": "1"}
+MAX_BODY_BYTES = int(os.environ.get("RECRANKER_PROXY_MAX_BODY_BYTES", 16_000_000))
+"""Far above what a router allows (max_body_bytes), whose refusal names the setting."""
 
 
 def middlewares() -> list[Middleware]:
@@ -47,10 +54,28 @@ class Wrap:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = Answer(send)
-        await self.app({**scope, "headers": kept(scope["headers"])}, receive, answer.send)
-        if not answer.started:  # Serve sends nothing where the router's replica was lost
-            await _lost().response()(scope, receive, send)
+        body, answer = Body(receive), Answer(send)
+        await self.app({**scope, "headers": kept(scope["headers"])}, body.receive, answer.send)
+        if not answer.started:  # Serve sends nothing where the router's replica was lost, or the client seems to be
+            await (_too_large() if body.is_too_large else _lost()).response()(scope, receive, send)
+
+
+class Body:
+    """Passes a body on until it is too large; then the client seems to have left."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether more has come than is taken."""
+        return self._bytes > MAX_BODY_BYTES
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if self.is_too_large else message
 
 
 class Answer:
@@ -88,6 +113,11 @@ def in_shape(start: Message) -> Problem | None:
         again = {"Retry-After": headers.get(b"retry-after", b"1").decode("latin-1")}
         return problem(status, "the service is full or not up; try again", code="busy", headers=again)
     return _lost() if status >= 500 else problem(status, "refused before it reached the service")
+
+
+def _too_large() -> Problem:
+    limit = Limit(name="RECRANKER_PROXY_MAX_BODY_BYTES", value=MAX_BODY_BYTES)
+    return problem(413, f"the body may hold {MAX_BODY_BYTES} bytes at most", limit=limit)
 
 
 def _lost() -> Problem:

@@ -1,6 +1,7 @@
 """What clients cannot tell Serve's proxy, and what its own answers become."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -110,3 +111,24 @@ def test_serve_is_given_the_wrap() -> None:
 
     found = validate_http_proxy_callback_return(middlewares())
     assert [one.cls for one in found] == [Wrap]
+
+
+def test_a_body_is_held_up_to_a_bound_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.proxy.MAX_BODY_BYTES", 25)
+    seen: list[str] = []
+    sent: list[Message] = []
+
+    async def serve_holds_all(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            seen.append(message["type"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 10, "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(Wrap(serve_holds_all)({"type": "http", "path": "/", "headers": []}, receive, send))
+    assert len(seen) == 2
+    assert sent[0]["status"] == 413
+    assert json.loads(sent[1]["body"])["limit"] == {"name": "RECRANKER_PROXY_MAX_BODY_BYTES", "value": 25}
