@@ -11,8 +11,8 @@ environment in which its processes start:
 What the proxy itself answers is plain text without a code, or nothing where a router's replica was lost with the
 request: both become the JSON that all errors are, the latter a 503 that may be tried again, as ranking changes nothing.
 
-The proxy takes a body as fast as it comes, before a router that may be busy counts it: ``RECRANKER_PROXY_MAX_BODY_BYTES``
-bounds what it holds of one.
+The proxy takes a body as fast as it comes, before a router that may be busy counts it; what it holds of one is bounded
+by ``RECRANKER_PROXY_MAX_BODY_BYTES``.
 """
 
 import os
