@@ -222,7 +222,13 @@ def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> N
         raise ModelError(f"{path}: no adapter here; needed {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     remove_adapter(lm)
     try:
-        tuned = PeftModel.from_pretrained(lm.model, str(path), is_trainable=trainable, local_files_only=True)
+        tuned = PeftModel.from_pretrained(
+            lm.model,
+            str(path),
+            is_trainable=trainable,
+            local_files_only=True,
+            torch_device="cpu",  # where the file is read: by itself every process would read on the first GPU
+        )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: the adapter does not fit this model: {first_line(error)}") from None
     lm.model = tuned if trainable else tuned.eval()
