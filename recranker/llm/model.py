@@ -100,6 +100,8 @@ def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings)
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for every length of row, for tens of ms
     dtype = _dtype(settings, device)
     bits = _bits(quantization, settings, device, dtype)
     _with_weights(path)
@@ -114,6 +116,7 @@ def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "
             local_files_only=True,
             trust_remote_code=False,
             quantization_config=bits,
+            device_map=_placed(device),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: not loadable as a causal language model: {first_line(error)}") from None
@@ -130,6 +133,14 @@ def _device(settings: LLMSettings) -> torch.device:
     if settings.device == "cuda" and not there:
         raise ModelError("llm.device is 'cuda', but this process sees no CUDA device; set llm.device=auto or cpu")
     return torch.device("cpu" if settings.device == "cpu" or not there else "cuda")
+
+
+def _placed(device: torch.device) -> dict[str, torch.device] | None:
+    """Where weights go as they are read; None: into the memory of the host.
+
+    Read there first, the weights of a model for each GPU of a machine would have to fit into it together.
+    """
+    return {"": torch.device("cuda", torch.cuda.current_device())} if device.type == "cuda" else None
 
 
 def _dtype(settings: LLMSettings, device: torch.device) -> torch.dtype:

@@ -31,6 +31,19 @@ def test_weights_are_bfloat16_on_the_device(tiny_path: Path) -> None:
     assert next(lm.model.parameters()).is_cuda
 
 
+def test_weights_are_read_onto_the_device_of_this_process_without_hooks(tiny_path: Path) -> None:
+    lm, _ = on_cuda(tiny_path)
+    here = torch.device("cuda", torch.cuda.current_device())
+    assert {weight.device for weight in [*lm.model.parameters(), *lm.model.buffers()]} == {here}
+    assert not any(hasattr(module, "_hf_hook") for module in lm.model.modules())
+
+
+def test_no_attention_plans_anew_for_every_length_of_row(tiny_path: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    on_cuda(tiny_path)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.2)])
 def test_all_backends_agree_on_the_device(tiny_path: Path, dtype: str, tolerance: float) -> None:
     found = []
