@@ -22,7 +22,15 @@ from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
 from recranker.llm.encoding import Branch, Tree, encode_apart, tasks_too_long
 from recranker.llm.model import LanguageModel, answering
-from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
+from recranker.llm.packing import (
+    PackingError,
+    alone_logits,
+    answer_logits,
+    check_packing,
+    label_rows,
+    pack_parts,
+    passes,
+)
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
@@ -209,15 +217,17 @@ def _kv_pass(lm: LanguageModel, cache: Any, prefix_length: int, branches: Sequen
     seen = torch.cat([torch.ones(len(branches), prefix_length, dtype=torch.bool), real], dim=1)
     repeated = copy.deepcopy(cache)  # the pass appends to it
     repeated.batch_repeat_interleave(len(branches))
-    logits_BV = lm.model(
-        input_ids=torch.tensor(rows, device=lm.device),
-        attention_mask=seen.long().to(lm.device),
-        position_ids=(prefix_length + (columns[None, :] - gaps[:, None]).clamp(min=0)).to(lm.device),
-        past_key_values=repeated,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    return [logits_V[branch.label_ids].float() for logits_V, branch in zip(logits_BV, branches, strict=True)]
+    label_ids = [torch.tensor(branch.label_ids, device=lm.device) for branch in branches]
+    with label_rows(lm.model, label_ids) as places:
+        logits_BV = lm.model(
+            input_ids=torch.tensor(rows, device=lm.device),
+            attention_mask=seen.long().to(lm.device),
+            position_ids=(prefix_length + (columns[None, :] - gaps[:, None]).clamp(min=0)).to(lm.device),
+            past_key_values=repeated,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+    return [logits_V[labels].float() for logits_V, labels in zip(logits_BV, places, strict=True)]
 
 
 BACKENDS: dict[str, Backend] = {"packed": _packed, "kv": _kv, "plain": _plain}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recranker.llm.adapter import ELSEWHERE
 from recranker.llm.encoding import encode_all
 from recranker.llm.model import LanguageModel, add_adapter, load_model, prepare_quantized
 from recranker.llm.objectives import losses
@@ -52,6 +53,16 @@ def test_all_backends_agree_on_the_device(tiny_path: Path, dtype: str, tolerance
         found.append(np.concatenate([one for row in make_scorer(lm, settings).score(toy_prompts(4)) for one in row]))
     assert np.abs(found[1] - found[0]).max() < tolerance
     assert np.abs(found[2] - found[0]).max() < tolerance
+
+
+def test_bfloat16_answers_are_within_the_golden_tolerance_of_float32_ones_on_a_cpu(tiny_path: Path) -> None:
+    lm, settings = on_cuda(tiny_path)
+    on_cpu = LLMSettings(model="tiny", device="cpu")
+    found, wanted = (
+        np.concatenate([one for row in scorer.score(toy_prompts(8)) for one in row])
+        for scorer in (make_scorer(lm, settings), make_scorer(load_model(tiny_path, on_cpu), on_cpu))
+    )
+    assert np.abs(found - wanted).max() < ELSEWHERE[torch.bfloat16]
 
 
 def test_gradients_reach_the_adapter_on_the_device(tiny_path: Path) -> None:
