@@ -114,7 +114,7 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
         mask=layout.mask(device) if needs_mask(device) else torch.ones(1, 1, 1, 1, dtype=torch.bool),
         layout=layout,
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
-        label_ids=[torch.tensor(branch.label_ids, device=device) for branch in branches],
+        label_ids=label_ids_of(branches, device),
         answers=[branch.answer for branch in branches],
         soft_labels=[
             None if branch.soft_labels is None else torch.tensor(branch.soft_labels, device=device)
@@ -124,6 +124,13 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
         trees=[part.index for part in parts for _ in part.branches],
         numbers=[number for part in parts for number in range(part.first, part.last)],
     )
+
+
+def label_ids_of(branches: Sequence[Branch], device: torch.device) -> list[Tensor]:
+    """Per branch: ``(labels,)``; all of them are copied to ``device`` at once."""
+    flat = [label for branch in branches for label in branch.label_ids]
+    counts = [len(branch.label_ids) for branch in branches]
+    return list(torch.tensor(flat, device=device, dtype=torch.long).split_with_sizes(counts))
 
 
 def passes(
@@ -171,7 +178,7 @@ def _parts(tree: Tree, index: int, token_budget: int, state: PrefixState | None,
 def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
     """Per question: ``(labels,)`` float32 logits of its labels at its answer position; see ``vocabulary_logits``."""
     with label_rows(forward, packed.label_ids) as places:
-        return _chosen(vocabulary_logits(forward, packed), places)
+        return chosen(vocabulary_logits(forward, packed), places)
 
 
 def vocabulary_logits(forward: Callable[..., Any], packed: Packed) -> Tensor:
@@ -204,13 +211,18 @@ def answer_logits(lm: LanguageModel, packed: Packed) -> list[Tensor]:
     if decoder is not None:
         used, places_of = _used(packed.label_ids)
         hidden_QE = decoder(packed.input_ids, packed.position_ids, packed.layout, packed.answer_positions)
-        return _chosen(_rows_in_float32(lm.model.get_output_embeddings(), used, hidden_QE), places_of)
+        return chosen(_rows_in_float32(lm.model.get_output_embeddings(), used, hidden_QE), places_of)
     with label_rows(lm.model, packed.label_ids, always=not is_sharded(lm)) as places:
-        return _chosen(vocabulary_logits(lm.model, packed), places)
+        return chosen(vocabulary_logits(lm.model, packed), places)
 
 
-def _chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
-    return [logits_V[labels] for logits_V, labels in zip(logits_QV, label_ids, strict=True)]
+def chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
+    """Per question: ``(labels,)`` logits of its labels; all of them are read at once."""
+    if not label_ids:
+        return []
+    counts = [len(labels) for labels in label_ids]
+    questions = torch.tensor([place for place, count in enumerate(counts) for _ in range(count)])
+    return list(logits_QV[questions.to(logits_QV.device), torch.cat(list(label_ids))].split_with_sizes(counts))
 
 
 def _used(label_ids: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -305,7 +317,7 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
 def alone_logits(lm: LanguageModel, tree: Tree, branch: Branch) -> Tensor:
     """``(labels,)`` float32 logits of one question of ``tree`` asked by itself: what packed rows must agree with."""
     input_ids = torch.tensor([tree.prefix_ids + branch.token_ids], device=lm.device)
-    with label_rows(lm.model, [torch.tensor(branch.label_ids, device=lm.device)]) as places:
+    with label_rows(lm.model, label_ids_of([branch], lm.device)) as places:
         logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
     return logits[0, -1, places[0]].float()
 
