@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/quickstart.toml
 RECRANKER_HOME ?= $(HOME)/.recranker
 export RECRANKER_HOME
 
-.PHONY: help setup quickstart test test-slow lint format benchmark-env mlflow serve cluster cluster-stop clean
+.PHONY: help setup quickstart test test-slow test-gpu lint format benchmark-env mlflow serve cluster cluster-stop clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ test: setup  ## The tests that need minutes, no network and no GPU
 
 test-slow: setup  ## The rest: real data, real model
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup  ## Those that need a GPU; all others hide it
+	$(BIN)/python -m pytest -m gpu
 
 lint: setup  ## Format, style and types
 	$(BIN)/ruff format --check

@@ -64,7 +64,8 @@ def check_workers(setting: str, workers: int, *, device: str = "auto") -> bool:
     if there.get(kind, 0) < workers:
         found = f"{setting}={workers} need a {kind} each, the cluster has {there.get(kind, 0):g}"
         if not os.environ.get("RAY_ADDRESS"):
-            raise SettingsError(f"{found}; lower {setting}, or raise ray.cpus where there are more cores")
+            more = "run on a cluster with more GPUs" if use_gpu else "raise ray.cpus where there are more cores"
+            raise SettingsError(f"{found}; lower {setting}, or {more}")
         logger.warning("%s; waiting for it to grow", found)
     return use_gpu
 

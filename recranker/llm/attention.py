@@ -210,8 +210,18 @@ def attention_over_trees(
             scale = options.get("scaling")
             return attention_by_parts(module.layer_idx, queries, keys, values, layout, scale)[None], None
         attention_mask = layout.mask(query.device)
-    found = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)[0]
-    return found, None
+    heads = (one.to(_format(module, query)) for one in (query, key, value))
+    found = sdpa_attention_forward(module, *heads, attention_mask, dropout=dropout, **options)[0]
+    return found.to(query.dtype), None
+
+
+def _format(module: Any, query: Tensor) -> torch.dtype:
+    """In which attention is computed: of a model of 4 bits that of its products, as transformers' flash attention does.
+
+    Tuning makes its norms float32, hence also the queries, though they come from products in bfloat16.
+    """
+    dtype: torch.dtype = module.config.dtype if getattr(module.config, "_is_quantized", False) else query.dtype
+    return dtype
 
 
 def needs_mask(device: torch.device) -> bool:

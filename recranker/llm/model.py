@@ -101,6 +101,8 @@ def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings)
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for every length of row, for tens of ms
     dtype = _dtype(settings, device)
     bits = _bits(quantization, settings, device, dtype)
     _with_weights(path)
@@ -115,6 +117,7 @@ def load_model(path: Path, settings: LLMSettings, quantization: Quantization = "
             local_files_only=True,
             trust_remote_code=False,
             quantization_config=bits,
+            device_map=_placed(device),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: not loadable as a causal language model: {first_line(error)}") from None
@@ -131,6 +134,14 @@ def _device(settings: LLMSettings) -> torch.device:
     if settings.device == "cuda" and not there:
         raise ModelError("llm.device is 'cuda', but this process sees no CUDA device; set llm.device=auto or cpu")
     return torch.device("cpu" if settings.device == "cpu" or not there else "cuda")
+
+
+def _placed(device: torch.device) -> dict[str, torch.device] | None:
+    """Where weights go as they are read; None: into the memory of the host.
+
+    Read there first, the weights of a model for each GPU of a machine would have to fit into it together.
+    """
+    return {"": torch.device("cuda", torch.cuda.current_device())} if device.type == "cuda" else None
 
 
 def _dtype(settings: LLMSettings, device: torch.device) -> torch.dtype:
@@ -223,7 +234,13 @@ def load_adapter(lm: LanguageModel, path: Path, *, trainable: bool = False) -> N
         raise ModelError(f"{path}: no adapter here; needed {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     remove_adapter(lm)
     try:
-        tuned = PeftModel.from_pretrained(lm.model, str(path), is_trainable=trainable, local_files_only=True)
+        tuned = PeftModel.from_pretrained(
+            lm.model,
+            str(path),
+            is_trainable=trainable,
+            local_files_only=True,
+            torch_device="cpu",  # where the file is read: by itself every process would read on the first GPU
+        )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: the adapter does not fit this model: {first_line(error)}") from None
     lm.model = tuned if trainable else tuned.eval()

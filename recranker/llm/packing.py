@@ -5,7 +5,8 @@ Shapes: T tokens of the row, Q questions of all trees, V vocabulary.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock, get_ident
 from typing import Any
 
@@ -113,7 +114,7 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
         mask=layout.mask(device) if needs_mask(device) else torch.ones(1, 1, 1, 1, dtype=torch.bool),
         layout=layout,
         answer_positions=torch.tensor(ends, device=device, dtype=torch.long),
-        label_ids=[torch.tensor(branch.label_ids, device=device) for branch in branches],
+        label_ids=label_ids_of(branches, device),
         answers=[branch.answer for branch in branches],
         soft_labels=[
             None if branch.soft_labels is None else torch.tensor(branch.soft_labels, device=device)
@@ -123,6 +124,13 @@ def pack_parts(parts: Sequence[Part], device: torch.device | str = "cpu") -> Pac
         trees=[part.index for part in parts for _ in part.branches],
         numbers=[number for part in parts for number in range(part.first, part.last)],
     )
+
+
+def label_ids_of(branches: Sequence[Branch], device: torch.device) -> list[Tensor]:
+    """Per branch: ``(labels,)``; all of them are copied to ``device`` at once."""
+    flat = [label for branch in branches for label in branch.label_ids]
+    counts = [len(branch.label_ids) for branch in branches]
+    return list(torch.tensor(flat, device=device, dtype=torch.long).split_with_sizes(counts))
 
 
 def passes(
@@ -169,7 +177,8 @@ def _parts(tree: Tree, index: int, token_budget: int, state: PrefixState | None,
 
 def label_logits(forward: Callable[..., Any], packed: Packed) -> list[Tensor]:
     """Per question: ``(labels,)`` float32 logits of its labels at its answer position; see ``vocabulary_logits``."""
-    return _chosen(vocabulary_logits(forward, packed), packed.label_ids)
+    with label_rows(forward, packed.label_ids) as places:
+        return chosen(vocabulary_logits(forward, packed), places)
 
 
 def vocabulary_logits(forward: Callable[..., Any], packed: Packed) -> Tensor:
@@ -198,49 +207,77 @@ def answer_logits(lm: LanguageModel, packed: Packed) -> list[Tensor]:
     """As ``label_logits`` without gradients; of the output head only the rows of the labels are computed."""
     if not packed.label_ids:
         return []
-    used, places = torch.unique(torch.cat(packed.label_ids), return_inverse=True)
-    places_of = list(places.split([len(labels) for labels in packed.label_ids]))
     decoder = decoder_of(lm)
     if decoder is not None:
+        used, places_of = _used(packed.label_ids)
         hidden_QE = decoder(packed.input_ids, packed.position_ids, packed.layout, packed.answer_positions)
-        return _chosen(linear(hidden_QE, lm.model.get_output_embeddings().weight[used]), places_of)
-    with _head_rows(lm, used) as narrowed:
-        return label_logits(lm.model, replace(packed, label_ids=places_of) if narrowed else packed)
+        return chosen(_rows_in_float32(lm.model.get_output_embeddings(), used, hidden_QE), places_of)
+    with label_rows(lm.model, packed.label_ids, always=not is_sharded(lm)) as places:
+        return chosen(vocabulary_logits(lm.model, packed), places)
 
 
-def _chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
-    return [logits_V[labels] for logits_V, labels in zip(logits_QV.float(), label_ids, strict=True)]
+def chosen(logits_QV: Tensor, label_ids: Sequence[Tensor]) -> list[Tensor]:
+    """Per question: ``(labels,)`` logits of its labels; all of them are read at once."""
+    if not label_ids:
+        return []
+    counts = [len(labels) for labels in label_ids]
+    questions = torch.tensor([place for place, count in enumerate(counts) for _ in range(count)])
+    return list(logits_QV[questions.to(logits_QV.device), torch.cat(list(label_ids))].split_with_sizes(counts))
 
 
+def _used(label_ids: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The tokens among the labels of all questions, and by question the places of its labels among them."""
+    used, places = torch.unique(torch.cat(list(label_ids)), return_inverse=True)
+    return used, list(places.split([len(labels) for labels in label_ids]))
+
+
+_BY_HEAD: dict[nn.Linear, dict[int, Tensor]] = {}
+"""Output heads that are narrowed, and by thread the rows it asks for."""
 _ONE_AT_A_TIME = Lock()
-"""Whoever looks whether an output head is narrowed, and narrows it."""
+"""Whoever changes that."""
 
 
 @contextmanager
-def _head_rows(lm: LanguageModel, rows: Tensor) -> Iterator[bool]:
-    """Within this block the output head computes only ``rows`` of its vocabulary; False: it is no plain linear, or
-    sharded, or another thread has narrowed it."""
-    head = lm.model.get_output_embeddings()
-    if type(head) is not nn.Linear or is_sharded(lm):
-        yield False
+def label_rows(model: Any, label_ids: Sequence[Tensor], *, always: bool = False) -> Iterator[Sequence[Tensor]]:
+    """Where the labels are among the logits of ``model`` within this block, for this thread.
+
+    An output head coarser than float32 computes the labels' rows only, and those in float32: its own products would
+    be rounded to steps of 0.06, and candidates would tie. Other threads, such as a health check beside a batch, see
+    the whole vocabulary or rows of their own.
+
+    Args:
+        model: The model, or whatever wraps it; if its output head is no plain linear, the head stays as it is.
+        label_ids: Per question: ``(labels,)``.
+        always: Whether a head in float32 computes the labels' rows only, too.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if type(head) is not nn.Linear or not label_ids or not (always or head.weight.dtype != torch.float32):
+        yield label_ids
         return
-    weight, bias, owner = head.weight[rows], None if head.bias is None else head.bias[rows], get_ident()
-
-    def narrowed(hidden: Tensor) -> Tensor:
-        """For this thread; others, such as a health check beside a batch, see the whole vocabulary."""
-        return linear(hidden, weight, bias) if get_ident() == owner else nn.Linear.forward(head, hidden)
-
+    rows, places = _used(label_ids)
     with _ONE_AT_A_TIME:
-        taken = "forward" in vars(head)
-        if not taken:
-            setattr(head, "forward", narrowed)  # noqa: B010 - mypy takes it for a method
-    if taken:
-        yield False
-        return
+        by_thread = _BY_HEAD.setdefault(head, {})
+        by_thread[get_ident()] = rows
+        setattr(head, "forward", partial(_narrowed, head, by_thread))  # noqa: B010 - mypy takes it for a method
     try:
-        yield True
+        yield places
     finally:
-        del head.forward  # the class's own shows again
+        with _ONE_AT_A_TIME:
+            del by_thread[get_ident()]
+            if not by_thread:
+                del _BY_HEAD[head], head.forward  # the class's own shows again
+
+
+def _narrowed(head: nn.Linear, by_thread: Mapping[int, Tensor], hidden: Tensor) -> Tensor:
+    rows = by_thread.get(get_ident())
+    return nn.Linear.forward(head, hidden) if rows is None else _rows_in_float32(head, rows, hidden)
+
+
+def _rows_in_float32(head: nn.Linear, rows: Tensor, hidden: Tensor) -> Tensor:
+    """Outputs ``rows`` of the head; a sharded one (ZeRO-3) must have been gathered, as within its own forward."""
+    bias = None if head.bias is None else head.bias[rows].float()
+    return linear(hidden.float(), head.weight[rows].float(), bias)
 
 
 class PackingError(ModelError):
@@ -280,8 +317,9 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
 def alone_logits(lm: LanguageModel, tree: Tree, branch: Branch) -> Tensor:
     """``(labels,)`` float32 logits of one question of ``tree`` asked by itself: what packed rows must agree with."""
     input_ids = torch.tensor([tree.prefix_ids + branch.token_ids], device=lm.device)
-    logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
-    return logits[0, -1, branch.label_ids].float()
+    with label_rows(lm.model, label_ids_of([branch], lm.device)) as places:
+        logits: Tensor = lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
+    return logits[0, -1, places[0]].float()
 
 
 def _probe(text: str, *questions: str) -> Prompt:

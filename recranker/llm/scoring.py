@@ -22,7 +22,17 @@ from recranker.errors import ModelError
 from recranker.llm.attention import PrefixState
 from recranker.llm.encoding import Branch, Tree, encode_apart, tasks_too_long
 from recranker.llm.model import LanguageModel, answering
-from recranker.llm.packing import PackingError, alone_logits, answer_logits, check_packing, pack_parts, passes
+from recranker.llm.packing import (
+    PackingError,
+    alone_logits,
+    answer_logits,
+    check_packing,
+    chosen,
+    label_ids_of,
+    label_rows,
+    pack_parts,
+    passes,
+)
 from recranker.llm.settings import LLMSettings
 from recranker.tasks.protocol import Prompt
 from recranker.tasks.settings import TaskName
@@ -59,7 +69,7 @@ class Work:
 
 
 Backend = Callable[[LanguageModel, Work], Iterator[tuple[int, int, Tensor]]]
-"""Does the work, and yields (tree index, question index, label logits) as they come."""
+"""Does the work, and yields (tree index, question index, label logits on the CPU) as they come."""
 
 
 class TreeScorer:
@@ -156,10 +166,15 @@ def make_scorer(lm: LanguageModel, settings: LLMSettings) -> TreeScorer:
 
 
 def _log_probabilities(logits: Tensor, prompt_id: str, question: int) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
+    found: NDArray[np.float64] = torch.log_softmax(logits.double(), dim=-1).numpy()
     if not np.isfinite(found).all():
         raise ModelError(f"prompt {prompt_id!r}, question {question}: the model's answer is not a number")
     return found
+
+
+def _on_cpu(logits: list[Tensor]) -> list[Tensor]:
+    """Per question: ``(labels,)`` float32; a GPU is waited for once, not for each."""
+    return list(torch.cat(logits).float().cpu().split_with_sizes([len(one) for one in logits]))
 
 
 def _packed(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
@@ -168,14 +183,14 @@ def _packed(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
         packed = pack_parts(parts, lm.device)
         for part in parts:
             work.tokens[part.index] += part.num_tokens
-        yield from zip(packed.trees, packed.numbers, answer_logits(lm, packed), strict=True)
+        yield from zip(packed.trees, packed.numbers, _on_cpu(answer_logits(lm, packed)), strict=True)
 
 
 def _plain(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
     for index, tree in enumerate(work.trees):
         for number, branch in enumerate(tree.branches):
             work.tokens[index] += len(tree.prefix_ids) + len(branch.token_ids)
-            yield index, number, alone_logits(lm, tree, branch)
+            yield index, number, alone_logits(lm, tree, branch).cpu()
 
 
 def _kv(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
@@ -186,7 +201,7 @@ def _kv(lm: LanguageModel, work: Work) -> Iterator[tuple[int, int, Tensor]]:
         if tree.prefix_ids:
             found = _kv_tree(lm, tree, work.token_budget)
         else:
-            found = (alone_logits(lm, tree, branch) for branch in tree.branches)
+            found = (alone_logits(lm, tree, branch).cpu() for branch in tree.branches)
         yield from ((index, number, logits) for number, logits in enumerate(found))
 
 
@@ -209,15 +224,16 @@ def _kv_pass(lm: LanguageModel, cache: Any, prefix_length: int, branches: Sequen
     seen = torch.cat([torch.ones(len(branches), prefix_length, dtype=torch.bool), real], dim=1)
     repeated = copy.deepcopy(cache)  # the pass appends to it
     repeated.batch_repeat_interleave(len(branches))
-    logits_BV = lm.model(
-        input_ids=torch.tensor(rows, device=lm.device),
-        attention_mask=seen.long().to(lm.device),
-        position_ids=(prefix_length + (columns[None, :] - gaps[:, None]).clamp(min=0)).to(lm.device),
-        past_key_values=repeated,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    return [logits_V[branch.label_ids].float() for logits_V, branch in zip(logits_BV, branches, strict=True)]
+    with label_rows(lm.model, label_ids_of(branches, lm.device)) as places:
+        logits_BV = lm.model(
+            input_ids=torch.tensor(rows, device=lm.device),
+            attention_mask=seen.long().to(lm.device),
+            position_ids=(prefix_length + (columns[None, :] - gaps[:, None]).clamp(min=0)).to(lm.device),
+            past_key_values=repeated,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+    return _on_cpu(chosen(logits_BV, places))
 
 
 BACKENDS: dict[str, Backend] = {"packed": _packed, "kv": _kv, "plain": _plain}

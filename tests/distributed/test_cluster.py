@@ -14,7 +14,7 @@ def test_more_workers_than_cpus_are_refused_where_the_cluster_cannot_grow(monkey
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(SettingsError, match=r"tune\.workers=1 need a GPU each, the cluster has 0"):
+    with pytest.raises(SettingsError, match=r"=1 need a GPU each, the cluster has 0; lower tune.workers, or run on"):
         check_workers("tune.workers", 1, device="cuda")
 
 

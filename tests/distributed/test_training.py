@@ -383,3 +383,33 @@ def test_deepspeed_settings_follow_ours() -> None:
 def test_tuning_on_a_gpu_learns_the_rule_in_bfloat16(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
     _, heard = tuned(model_path, tmp_path, llm=LLMSettings(model="tiny", device="cuda"))
     assert heard[-1].loss < 0.5 * heard[0].loss
+
+
+@pytest.mark.gpu
+@pytest.mark.ray
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_zero_stage_trains_the_same_on_a_gpu_with_layers_computed_again_or_kept(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    model, on_gpu = tiny_model(tmp_path / "model", width=512), LLMSettings(model="tiny", device="cuda")
+    expected, _ = tuned(model, tmp_path / "plain", llm=on_gpu, zero_stage=0, learning_rate=1e-3)
+    for zero_stage in (0, 1, 2, 3):
+        for checkpointing in (False, True):
+            folder = tmp_path / f"{zero_stage}-{checkpointing}"
+            changes = {"zero_stage": zero_stage, "gradient_checkpointing": checkpointing, "learning_rate": 1e-3}
+            again, _ = tuned(model, folder, llm=on_gpu, **changes)
+            assert again["loss"].to_pylist() == pytest.approx(expected["loss"].to_pylist(), rel=3e-2), changes
+
+
+@pytest.mark.gpu
+@pytest.mark.ray
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_an_optimizer_that_waits_in_the_hosts_memory_trains_the_same_over_four_passes_a_step(
+    ray_cluster: None, tmp_path: Path, zero_stage: int
+) -> None:
+    model, on_gpu = tiny_model(tmp_path / "model", width=512), LLMSettings(model="tiny", device="cuda", dtype="float32")
+    changes = {"zero_stage": zero_stage, "learning_rate": 1e-3, "micro_batch_tokens": 64}  # a prompt each
+    expected, _ = tuned(model, tmp_path / "kept", llm=on_gpu, **changes)
+    again, _ = tuned(model, tmp_path / "waiting", llm=on_gpu, offload="optimizer", **changes)
+    assert again["loss"].to_pylist() == pytest.approx(expected["loss"].to_pylist(), rel=1e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recranker.llm.adapter import ELSEWHERE
 from recranker.llm.encoding import encode_all
 from recranker.llm.model import LanguageModel, add_adapter, load_model, prepare_quantized
 from recranker.llm.objectives import losses
@@ -31,6 +32,19 @@ def test_weights_are_bfloat16_on_the_device(tiny_path: Path) -> None:
     assert next(lm.model.parameters()).is_cuda
 
 
+def test_weights_are_read_onto_the_device_of_this_process_without_hooks(tiny_path: Path) -> None:
+    lm, _ = on_cuda(tiny_path)
+    here = torch.device("cuda", torch.cuda.current_device())
+    assert {weight.device for weight in [*lm.model.parameters(), *lm.model.buffers()]} == {here}
+    assert not any(hasattr(module, "_hf_hook") for module in lm.model.modules())
+
+
+def test_no_attention_plans_anew_for_every_length_of_row(tiny_path: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    on_cuda(tiny_path)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.2)])
 def test_all_backends_agree_on_the_device(tiny_path: Path, dtype: str, tolerance: float) -> None:
     found = []
@@ -39,6 +53,16 @@ def test_all_backends_agree_on_the_device(tiny_path: Path, dtype: str, tolerance
         found.append(np.concatenate([one for row in make_scorer(lm, settings).score(toy_prompts(4)) for one in row]))
     assert np.abs(found[1] - found[0]).max() < tolerance
     assert np.abs(found[2] - found[0]).max() < tolerance
+
+
+def test_bfloat16_answers_are_within_the_golden_tolerance_of_float32_ones_on_a_cpu(tiny_path: Path) -> None:
+    lm, settings = on_cuda(tiny_path)
+    on_cpu = LLMSettings(model="tiny", device="cpu")
+    found, wanted = (
+        np.concatenate([one for row in scorer.score(toy_prompts(8)) for one in row])
+        for scorer in (make_scorer(lm, settings), make_scorer(load_model(tiny_path, on_cpu), on_cpu))
+    )
+    assert np.abs(found - wanted).max() < ELSEWHERE[torch.bfloat16]
 
 
 def test_gradients_reach_the_adapter_on_the_device(tiny_path: Path) -> None:

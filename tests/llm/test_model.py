@@ -175,6 +175,17 @@ def test_a_saved_adapter_answers_the_same_after_loading(lm: LanguageModel, tiny_
     assert not any(weight.requires_grad for weight in fresh.model.parameters())
 
 
+def test_an_adapter_is_read_on_the_cpu_whatever_device_peft_would_take(
+    lm: LanguageModel, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(lm)
+    folder = saved(lm, tmp_path / "adapter")
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cuda")
+    fresh = load_model(tiny_path, SETTINGS)
+    load_adapter(fresh, folder)
+    np.testing.assert_array_equal(answer(fresh), answer(lm))
+
+
 def test_loading_takes_the_place_of_the_adapter_before(lm: LanguageModel, tiny_path: Path, tmp_path: Path) -> None:
     untuned = answer(lm)
     folders = []

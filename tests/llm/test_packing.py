@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,23 @@ import pytest
 import torch
 
 from recranker.llm.attention import PrefixState, needs_mask
+from recranker.llm.decoder import decoder_of
 from recranker.llm.encoding import Branch, Tree
-from recranker.llm.model import LanguageModel, add_adapter
+from recranker.llm.model import LanguageModel, add_adapter, load_model
 from recranker.llm.packing import (
     PackingError,
     Part,
+    alone_logits,
     answer_logits,
     check_packing,
     label_logits,
     pack,
     pack_parts,
     passes,
+    vocabulary_logits,
 )
-from recranker.llm.settings import LoraSettings
+from recranker.llm.scoring import BACKENDS, Work
+from recranker.llm.settings import LLMSettings, LoraSettings
 
 
 def random_tree(random: np.random.Generator, prefix: int, lengths: list[int]) -> Tree:
@@ -146,6 +151,93 @@ def test_only_the_heads_rows_of_the_labels_are_computed(lm: LanguageModel) -> No
         head.weight[[row for row in range(size) if row not in used]] = float("nan")
         lm.model.set_output_embeddings(head)
         torch.testing.assert_close(through_decoder(lm, trees), before)
+
+
+@pytest.fixture(scope="module")
+def coarse_lm(tiny_path: Path) -> LanguageModel:
+    """In bfloat16, with answers so large that its own products are 0.0625 apart."""
+    lm = load_model(tiny_path, LLMSettings(model="tiny", device="cpu", dtype="bfloat16"))
+    lm.model.model.norm.weight.data.fill_(2.0)
+    return lm
+
+
+def alone(lm: LanguageModel, trees: list[Tree]) -> list[torch.Tensor]:
+    return [alone_logits(lm, tree, branch) for tree in trees for branch in tree.branches]
+
+
+def through_cache(lm: LanguageModel, trees: list[Tree]) -> list[torch.Tensor]:
+    return [logits for _, _, logits in BACKENDS["kv"](lm, Work(trees, 4096))]
+
+
+@pytest.mark.parametrize("way", [alone, through_cache])
+def test_a_bfloat16_models_labels_are_those_of_a_float32_head(coarse_lm: LanguageModel, way: Way) -> None:
+    tree, head, states = random_trees(2)[0], coarse_lm.model.lm_head.weight.double().tolist(), list[torch.Tensor]()
+    noted = coarse_lm.model.model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    with torch.inference_mode():
+        found = way(coarse_lm, [tree])
+    noted.remove()
+    hidden_QE = torch.cat([state[:, -1] for state in states])[-3:]  # the cache's prefix is read before
+    assert hidden_QE.dtype == torch.bfloat16
+    for logits, hidden, branch in zip(found, hidden_QE.tolist(), tree.branches, strict=True):
+        by_hand = [
+            sum(one * other for one, other in zip(hidden, head[label], strict=True)) for label in branch.label_ids
+        ]
+        assert logits.dtype == torch.float32
+        assert logits.tolist() == pytest.approx(by_hand, abs=2e-5)
+
+
+def test_packed_bfloat16_labels_are_those_of_a_float32_head(coarse_lm: LanguageModel) -> None:
+    packed, head = pack(random_trees(2)), coarse_lm.model.lm_head.weight.double()
+    states: list[torch.Tensor] = []
+    noted = coarse_lm.model.model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    with torch.inference_mode():
+        through_forward = label_logits(coarse_lm.model, packed)
+        noted.remove()
+        decoder = decoder_of(coarse_lm)
+        assert decoder is not None
+        ours = decoder(packed.input_ids, packed.position_ids, packed.layout, packed.answer_positions)
+        through_ours = answer_logits(coarse_lm, packed)
+    for found, hidden_QE in ((through_forward, states[0][0, packed.answer_positions]), (through_ours, ours)):
+        wanted = [row @ head[labels].T for row, labels in zip(hidden_QE.double(), packed.label_ids, strict=True)]
+        torch.testing.assert_close([one.double() for one in found], wanted, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", [alone, through_cache, through_transformers, through_decoder])
+def test_candidates_that_bfloat16_would_tie_differ(coarse_lm: LanguageModel, way: Way) -> None:
+    tree = random_trees(2)[0]
+    ids = torch.tensor([tree.prefix_ids + tree.branches[0].token_ids])
+    with torch.inference_mode():
+        rounded = coarse_lm.model(input_ids=ids).logits[0, -1]
+        largest = float(rounded.abs().max())
+        values, counts = rounded.unique(return_counts=True)
+        tied = (rounded == values[counts.argmax()]).nonzero()[:2, 0].tolist()
+        asked = replace(tree, branches=[replace(tree.branches[0], label_ids=tied)])
+        found = way(coarse_lm, [asked])[0]
+    assert largest > 8
+    assert float(rounded[tied[0]]) == float(rounded[tied[1]])
+    assert float(found[0]) != float(found[1])
+    assert "forward" not in vars(coarse_lm.model.lm_head)
+
+
+def test_training_reads_float32_labels_of_a_bfloat16_model_and_gradients_reach_the_adapter(tiny_path: Path) -> None:
+    lm = load_model(tiny_path, LLMSettings(model="tiny", device="cpu", dtype="bfloat16"))
+    add_adapter(lm, LoraSettings(), seed=1)
+    lm.model.train()
+    trees = random_trees(2)
+    packed = gradients(lm, torch.cat(label_logits(lm.model, pack(trees))))
+    alone = gradients(lm, torch.cat(one_by_one(lm, trees)).float())
+    assert all("lora_" in name for name in packed)
+    assert packed.keys() == alone.keys()
+    found, wanted = (torch.cat([one.flatten() for one in each.values()]) for each in (packed, alone))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_a_float32_head_gives_training_the_very_products_of_the_whole_vocabulary(shared_lm: LanguageModel) -> None:
+    packed = pack(random_trees(2))
+    with torch.inference_mode():
+        found, whole_QV = label_logits(shared_lm.model, packed), vocabulary_logits(shared_lm.model, packed)
+    for logits, row, labels in zip(found, whole_QV, packed.label_ids, strict=True):
+        assert torch.equal(logits, row[labels])
 
 
 def test_another_thread_sees_the_whole_head_while_one_has_narrowed_it(lm: LanguageModel) -> None:
