@@ -151,6 +151,17 @@ def test_weights_so_large_that_zero_3_shards_them_train_the_same_and_answer(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_sharded_weights_and_layers_computed_again_train_the_same(ray_cluster: None, tmp_path: Path) -> None:
+    """What ``jobs/configs/cluster_7b.toml`` asks for: LoRA on two workers, ZeRO-3, gradient checkpointing."""
+    model = tiny_model(tmp_path / "model", width=512)
+    same = {"workers": 2, "learning_rate": 1e-3}
+    expected, _ = tuned(model, tmp_path / "whole", zero_stage=0, **same)
+    again, _ = tuned(model, tmp_path / "sharded", zero_stage=3, gradient_checkpointing=True, **same)
+    assert again["loss"].to_pylist() == pytest.approx(expected["loss"].to_pylist(), rel=1e-3)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_tracking_server_that_never_answers_costs_no_step_time(
     ray_cluster: None, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
