@@ -326,7 +326,6 @@ class Trainer:
                 seen = Look(report.step, look())
                 tell(seen)
                 progress = progress.model_copy(update={"looks": (*progress.looks, seen)})
-                self.lm.model.train()
             if seen or self._is_due(report.step, self.settings.checkpoint_steps):
                 keep(progress)
             if not progress.is_patient(patience):
@@ -341,6 +340,7 @@ class Trainer:
         tokens = start.reports[-1].tokens if start.reports else 0
         for step, batch in self._batches(start.step):
             began = time.perf_counter()
+            self.lm.model.train()  # whoever looked meanwhile may have left it otherwise
             torch.manual_seed(key_of(self.seed, "dropout", step, self.engine.rank) >> 1)
             sums, computed = self._gradients(batch)
             _check_finite(sums, batch, step)
