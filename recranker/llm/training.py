@@ -72,7 +72,10 @@ class Engine(Protocol):
         """
 
     def step(self, learning_rate: float) -> float:
-        """Update the adapter and forget the gradients; returns the norm of their sum before it was clipped."""
+        """Update the adapter and forget the gradients; returns the norm of their sum before it was clipped.
+
+        Where that is no finite number the adapter stays as it was.
+        """
 
     def total(self, values: Tensor) -> Tensor:
         """``values`` summed over all workers, the same on each."""
@@ -312,7 +315,8 @@ class Trainer:
             All steps, those of ``start`` included.
 
         Raises:
-            ModelError: If a loss is no finite number, before it reaches the adapter; names step and prompts.
+            ModelError: If a loss or the gradient is no finite number, before it reaches the adapter; names step and
+                prompts.
         """
         progress, validation = start, self.settings.validation
         patience = validation.patience if validation else None
@@ -351,6 +355,8 @@ class Trainer:
                 total_steps=self.num_steps,
             )
             norm = self.engine.step(rate)
+            if not math.isfinite(norm):
+                raise _broken(step, "gradient", batch)
             tokens += computed
             yield StepReport(
                 step=step,
@@ -409,11 +415,15 @@ def _add(sums: Tensor, losses: Tensor, packed: Packed, positions: list[int], tas
 def _check_finite(sums: Tensor, batch: Sequence[Prompt], step: int) -> None:
     broken = ~torch.isfinite(sums).all(dim=1)
     if broken.any():
-        ids = sorted({prompt.prompt_id for prompt, bad in zip(batch, broken.tolist(), strict=True) if bad})
-        raise ModelError(
-            f"tuning stopped at step {step}: the loss is no finite number for prompts {ids}; the checkpoint before is "
-            "kept, the same command goes on from it; lower tune.learning_rate or look at these prompts"
-        )
+        raise _broken(step, "loss", [prompt for prompt, bad in zip(batch, broken.tolist(), strict=True) if bad])
+
+
+def _broken(step: int, what: str, prompts: Sequence[Prompt]) -> ModelError:
+    ids = sorted({prompt.prompt_id for prompt in prompts})
+    return ModelError(
+        f"tuning stopped at step {step}: the {what} is no finite number for prompts {ids}; the checkpoint before is "
+        "kept, the same command goes on from it; lower tune.learning_rate or look at these prompts"
+    )
 
 
 def _mean_losses(sums: Tensor, batch: Sequence[Prompt], tasks: Sequence[TaskName]) -> dict[str, Any]:

@@ -360,6 +360,21 @@ def test_worker_error_arrives_as_one_line_of_ours(ray_cluster: None, tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_gradient_out_of_range_under_a_finite_loss_is_said_and_nothing_of_it_kept(
+    ray_cluster: None, model_path: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    heard: list[StepReport | Look] = []
+    changes = {"zero_stage": zero_stage, "checkpoint_steps": 1, "max_failures": 0}
+    with pytest.raises(ModelError, match=r"stopped at step 1: the gradient is no finite number for prompts \['train/"):
+        # at first B is zero, so the loss knows nothing of alpha, but B's gradient is a multiple of it
+        tuned(model_path, tmp_path, on_report=heard.append, lora={"alpha": 3e38, "rank": 1}, **changes)
+    assert heard == []
+    assert Checkpoints(tmp_path / "work" / "checkpoints" / "joint").latest_step == 0
+
+
+@pytest.mark.ray
 def test_more_workers_than_cores_are_refused_at_once(ray_cluster: None, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tune\.workers=4 need a CPU each, the cluster has 2"):
         tuned(model_path, tmp_path, workers=4)
