@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recranker.errors import ModelError, OutputError
+from recranker.errors import ModelError, OutputError, reason
 from recranker.llm.reports import Progress
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class Checkpoints:
             _set_aside(place, ".replaced")  # a step that was repeated
             partial.rename(place)
             _sync(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the next try needs its space
             raise OutputError(
-                f"cannot keep a checkpoint in {str(self.folder)!r}: {error.strerror}; free some space or set "
+                f"cannot keep a checkpoint in {str(self.folder)!r}: {reason(error)}; free some space or set "
                 "store.home to a writable folder that all nodes share"
             ) from None
         self._prune(progress)

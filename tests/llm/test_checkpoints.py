@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from recranker.errors import OutputError
 from recranker.llm.checkpoints import ABANDONED_S, MANIFEST, PROGRESS, STATE, Checkpoints, TrainingState
@@ -134,3 +136,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot keep a checkpoint in '.*file/below': Not a directory; free some"):
         Checkpoints(tmp_path / "file" / "below").write(state(1.0), progress(1))
+
+
+def test_a_disk_that_fills_up_is_named_and_what_was_half_written_gives_its_space_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = written(tmp_path, 3)
+
+    def fill(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("recranker.llm.checkpoints.save_file", fill)
+    with pytest.raises(OutputError, match=rf"checkpoint in '{tmp_path}': .*No space left.*; free some space or set"):
+        checkpoints.write(state(6.0), progress(6))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
