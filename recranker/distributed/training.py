@@ -9,8 +9,8 @@ checkpoint; when the driver itself is lost, the same command does.
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,33 @@ def _worker(config: dict[str, Any]) -> None:
     channel = config["channel"]
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(channel.occupy.remote(ray.util.get_current_placement_group()))
+    job = TuneJob.model_validate(config["job"])
     try:
-        _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["given"]), channel)
+        with memory_said(job.tune):
+            _train_and_save(job, ray.get(config["given"]), channel)
     except RecrankerError as error:
         ray.get(channel.fail.remote(error))
         raise
+
+
+@contextmanager
+def memory_said(tune: TuneSettings) -> Iterator[None]:
+    """Within this block a lack of memory, which trying again would not mend, is an error of the user's.
+
+    Raises:
+        ModelError: If there is too little; names the settings that need less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # torch has an error of its own for CUDA, and a plain RuntimeError of its allocator for CPUs
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: can't allocate" not in str(error):
+            raise
+        less = "" if tune.gradient_checkpointing else "set tune.gradient_checkpointing=true, "
+        raise ModelError(
+            f"a tuning worker ran out of memory: {first_line(error)}; lower tune.micro_batch_tokens, now "
+            f"{tune.micro_batch_tokens}, {less}or see what fits: python -m jobs.tune CONFIG --plan"
+        ) from None
 
 
 def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from recranker import tracking
 from recranker.distributed.engine import deepspeed_config
-from recranker.distributed.training import TuneJob, check_in_fresh_process, tune_adapters
+from recranker.distributed.training import TuneJob, check_in_fresh_process, memory_said, tune_adapters
 from recranker.distributed.validation import ValidationList
 from recranker.errors import ModelError, SettingsError
 from recranker.llm.adapter import load_tuned
@@ -372,6 +372,25 @@ def test_a_gradient_out_of_range_under_a_finite_loss_is_said_and_nothing_of_it_k
         tuned(model_path, tmp_path, on_report=heard.append, lora={"alpha": 3e38, "rank": 1}, **changes)
     assert heard == []
     assert Checkpoints(tmp_path / "work" / "checkpoints" / "joint").latest_step == 0
+
+
+@pytest.mark.ray
+def test_too_little_memory_is_said_with_what_needs_less_and_not_tried_again(
+    ray_cluster: None, model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = r"of memory: .*can't allocate memory.*; lower tune\.micro_batch_tokens, now 2048, set tune\.grad.* --plan$"
+    with pytest.raises(ModelError, match=says):
+        tuned(model_path, tmp_path, lora={"rank": 10**12})  # of 2**48 bytes and more
+    assert "training was lost" not in caplog.text
+
+
+def test_a_lack_of_memory_on_a_gpu_is_told_from_other_errors() -> None:
+    tune = TuneSettings(gradient_checkpointing=True, micro_batch_tokens=512)
+    says = r"ran out of memory: CUDA out of memory\.; lower tune\.micro_batch_tokens, now 512, or see .* --plan$"
+    with pytest.raises(ModelError, match=says), memory_said(tune):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="NCCL error"), memory_said(tune):
+        raise RuntimeError("NCCL error")
 
 
 @pytest.mark.ray
