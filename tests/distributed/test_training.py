@@ -22,7 +22,7 @@ from recranker.distributed.training import TuneJob, check_in_fresh_process, memo
 from recranker.distributed.validation import ValidationList
 from recranker.errors import ModelError, SettingsError
 from recranker.llm.adapter import load_tuned
-from recranker.llm.checkpoints import Checkpoints
+from recranker.llm.checkpoints import STATE, Checkpoints
 from recranker.llm.model import load_adapter, load_model
 from recranker.llm.reports import Look, Progress, StepReport
 from recranker.llm.scoring import make_scorer
@@ -266,11 +266,49 @@ def test_the_best_adapter_of_validation_is_kept(ray_cluster: None, model_path: P
     best = done["joint"].best
     assert [look.step for look in done["joint"].looks] == [2, 4, 6, 8]
     assert best is not None
-    expected = Checkpoints(tmp_path / "work" / "checkpoints" / "joint").at(best.step)[0].weights
+    expected = Checkpoints(tmp_path / "work" / "checkpoints" / "joint").at(best.step).weights
     found = load_file(folder / WEIGHTS)
     assert best.step < 8
     for name, weight in expected.items():
         assert torch.equal(found[name.replace(".default", "")], weight)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_whose_best_adapter_breaks_goes_on_and_ends_with_one_that_is_there(
+    ray_cluster: None, model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="recranker")
+    prompts = toy_prompts(8)
+    tune = TuneSettings.model_validate(TUNE.model_dump() | {"validation": {"every_steps": 2, "patience": None}})
+
+    def train() -> Progress:
+        _, done = tune_adapters(
+            plan_adapters(prompts, tune, 2048),
+            model=model_path,
+            folder=tmp_path / "out",
+            work=tmp_path / "work",
+            llm=LLM,
+            tune=tune,
+            seed=0,
+            tell=lambda name, report: None,
+            validation=one_list(prompts),
+        )
+        return done["joint"]
+
+    best = train().best
+    assert best is not None
+    assert best.step < 8
+    kept = tmp_path / "work" / "checkpoints" / "joint"
+    (kept / f"step-{best.step:08d}" / STATE).write_bytes(b"broken")
+    assert train().step == 8
+    assert "adapter joint: training goes on behind step 8 of 8" in caplog.text
+    assert f"validation's best look, after step {best.step}, is lost; that after step" in caplog.text
+    now = Checkpoints(kept).newest()
+    assert now is not None
+    found = load_file(tmp_path / "out" / WEIGHTS)
+    expected = Checkpoints(kept).at(now.best.step if now.best else now.step).weights
+    assert all(torch.equal(found[name.replace(".default", "")], weight) for name, weight in expected.items())
 
 
 @pytest.mark.ray
