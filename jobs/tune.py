@@ -102,6 +102,11 @@ def _looked_at(settings: JobSettings, stage: StageContext) -> list[ValidationLis
     return found
 
 
+def resumes(settings: JobSettings) -> object:
+    """What shapes the adapter: a stopped tuning goes on under other workers, or with less memory."""
+    return [settings.llm.shaping(), settings.tune.shaping()]
+
+
 STAGE = Stage(
     "tune",
     run,
@@ -110,6 +115,7 @@ STAGE = Stage(
     outside=model_folder,
     options=options,
     instead=show_plan,
+    resumes=resumes,
 )
 
 if __name__ == "__main__":

@@ -90,6 +90,52 @@ def test_checkpoints_go_only_when_the_stage_is_published(tmp_path: Path, monkeyp
     assert not kept[0].exists()
 
 
+def settings_of(tune: dict[str, Any], llm: dict[str, Any] | None = None, *, seed: int = 0) -> JobSettings:
+    values = {
+        "name": "toy",
+        "seed": seed,
+        "data": {"source": {"kind": "movielens-100k"}},
+        "llm": {"model": "tiny", **(llm or {})},
+        "tune": {"batch_prompts": 4, **tune},
+    }
+    return JobSettings.model_validate(values)
+
+
+def scratch_key(tune: dict[str, Any], llm: dict[str, Any] | None = None, *, seed: int = 0) -> str:
+    return STAGE.scratch_key(settings_of(tune, llm, seed=seed), Origin("a", "b", {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers": 2},
+        {"micro_batch_tokens": 512},
+        {"gradient_checkpointing": True},
+        {"zero_stage": 3, "offload": "parameters"},
+        {"checkpoint_steps": 7},
+        {"max_failures": 0},
+    ],
+)
+def test_a_stopped_tuning_goes_on_under_other_settings_of_how_it_runs(changes: dict[str, Any]) -> None:
+    assert scratch_key(changes) == scratch_key({})
+    assert STAGE.settings_hash(settings_of(changes)) != STAGE.settings_hash(settings_of({}))  # the output says so
+
+
+def test_a_stopped_tuning_of_another_adapter_starts_anew() -> None:
+    others = [{"learning_rate": 1e-5}, {"lora": {"rank": 4}}, {"seed": 1}, {"epochs": 2}, {"validation": {}}]
+    keys = [scratch_key(one) for one in others]
+    keys += [scratch_key({}), scratch_key({}, seed=1), scratch_key({}, {"dtype": "float32"})]
+    assert len(set(keys)) == len(keys)
+    assert scratch_key({}, {"threads": 2, "token_budget": 512}) == scratch_key({})
+
+
+def test_dropout_is_drawn_by_worker_and_pass_so_other_ones_start_anew() -> None:
+    dropout = {"lora": {"dropout": 0.1}}
+    assert scratch_key({**dropout, "workers": 2}) != scratch_key(dropout)
+    assert scratch_key({**dropout, "micro_batch_tokens": 512}) != scratch_key(dropout)
+    assert scratch_key({**dropout, "checkpoint_steps": 7}) == scratch_key(dropout)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_adapter_per_task_is_published_with_its_log(ray_cluster: None, tmp_path: Path) -> None:
