@@ -51,6 +51,8 @@ class Stage:
     """Shows the finished output to a person; called after a skip too."""
     instead: Callable[[JobSettings, argparse.Namespace], bool] | None = None
     """Does what an option asks for in place of the stage; whether it did."""
+    check: Callable[[JobSettings], None] | None = None
+    """Refuses what cannot run here, as far as that can be said before anything is started."""
     resumes: Callable[[JobSettings], object] | None = None
     """What of its sections must be the same for a run to go on from a stopped one; None: all of them."""
 
@@ -195,6 +197,19 @@ def current(stage: Stage, settings: JobSettings, store: Store) -> tuple[Origin, 
     store.locate(stage.name, origin)
     known = store.manifest(stage.name)
     return origin, known if known is not None and known.origin == origin else None
+
+
+def check_stages(stages: Sequence[Stage], settings: JobSettings, store: Store) -> None:
+    """Let stages that have no output of these settings yet say what they cannot run, before the first one starts.
+
+    Raises:
+        SettingsError: If one cannot.
+    """
+    for stage in stages:
+        known = store.manifest(stage.name)
+        is_made = known is not None and known.origin.settings == stage.settings_hash(settings)
+        if stage.check and not is_made:
+            stage.check(settings)
 
 
 def run_stages(stages: Sequence[Stage], settings: JobSettings, tracker: Tracker, store: Store, *, parent: str) -> int:
