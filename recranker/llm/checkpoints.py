@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or not there, verified before use, the same for any ZeRO stage and workers.
+"""Checkpoints of a training: whole or not there, verified before use, the same for any number of workers.
 
 A checkpoint is a folder ``step-00000020`` that holds the adapter and AdamW's moments, one tensor per weight however
 many workers share them, and the record of all steps up to it. No random state is in it: order, dropout and start are

@@ -9,15 +9,7 @@ from recranker.tasks.settings import TaskName
 
 Quantization = Literal["none", "nf4"]
 
-HOW_IT_RUNS = (
-    "workers",
-    "micro_batch_tokens",
-    "gradient_checkpointing",
-    "zero_stage",
-    "offload",
-    "checkpoint_steps",
-    "max_failures",
-)
+HOW_IT_RUNS = ("workers", "micro_batch_tokens", "gradient_checkpointing", "checkpoint_steps", "max_failures")
 """Fields of TuneSettings that say how training runs, and leave the adapter as it is."""
 DROPOUT_DRAWN_BY = ("workers", "micro_batch_tokens")
 """Those of them by which dropout is drawn, where there is any."""

@@ -222,9 +222,9 @@ class Interrupted(Exception):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero_stage", "later"), [(0, 0), (1, 1), (2, 2), (3, 3), (3, 0), (0, 2)])
-def test_workers_and_the_zero_stage_may_change_while_training_goes_on(
-    ray_cluster: None, model_path: Path, tmp_path: Path, zero_stage: int, later: int
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_workers_may_change_while_training_goes_on(
+    ray_cluster: None, model_path: Path, tmp_path: Path, zero_stage: int
 ) -> None:
     changes = {"zero_stage": zero_stage, "checkpoint_steps": 2, "lora": {"rank": 3}}
     whole, _ = tuned(model_path, tmp_path / "whole", **changes)
@@ -240,7 +240,7 @@ def test_workers_and_the_zero_stage_may_change_while_training_goes_on(
     for workers, step in ((2, 3), (1, 5)):
         with pytest.raises(Interrupted):
             tuned(model_path, folder, on_report=stop_at(step), workers=workers, **changes)
-    again, heard = tuned(model_path, folder, workers=2, **changes | {"zero_stage": later})
+    again, heard = tuned(model_path, folder, workers=2, **changes)
     assert [report.step for report in heard] == list(range(1, 9))  # those before are told of too
     _assert_same(tmp_path / "whole", whole, folder, again)
 

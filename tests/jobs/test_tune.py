@@ -150,7 +150,6 @@ def scratch_key(tune: dict[str, Any], llm: dict[str, Any] | None = None, *, seed
         {"workers": 2},
         {"micro_batch_tokens": 512},
         {"gradient_checkpointing": True},
-        {"zero_stage": 3, "offload": "parameters"},
         {"checkpoint_steps": 7},
         {"max_failures": 0},
     ],
