@@ -15,6 +15,7 @@ from jobs.sources import ROOT
 from jobs.stage import (
     Stage,
     StageContext,
+    check_stages,
     command_line,
     commit_of,
     dry_run,
@@ -43,6 +44,7 @@ STAGES: tuple[Stage, ...] = (
 def run_all(settings: JobSettings) -> None:
     """All stages in order, as children of one MLflow run."""
     tracker, store = tracker_of(settings), store_of(settings)
+    check_stages(STAGES, settings, store)
     started = time.perf_counter()
     tags = {"commit": commit_of(ROOT)}
     key = settings_hash(settings)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Stage:
     """Shows the finished output to a person; called after a skip too."""
     instead: Callable[[JobSettings, argparse.Namespace], bool] | None = None
     """Does what an option asks for in place of the stage; whether it did."""
+    check: Callable[[JobSettings], None] | None = None
+    """Refuses what cannot run here, as far as that can be said before anything is started."""
+    resumes: Callable[[JobSettings], object] | None = None
+    """What of its sections must be the same for a run to go on from a stopped one; None: all of them."""
 
     @property
     def file(self) -> str:
@@ -65,6 +69,12 @@ class Stage:
     def settings_hash(self, settings: JobSettings) -> str:
         """Digest of the settings that shape the output."""
         return settings_hash(settings.seed, *(getattr(settings, section) for section in self.sections))
+
+    def scratch_key(self, settings: JobSettings, origin: Origin) -> str:
+        """The same for runs that may go on from one another."""
+        if self.resumes is None:
+            return origin.key
+        return replace(origin, settings=settings_hash(settings.seed, self.resumes(settings))).key
 
     def outside_inputs(self, settings: JobSettings) -> dict[str, str]:
         """Fingerprint of each path read from outside the run; 'missing' where there is nothing."""
@@ -89,13 +99,16 @@ class StageContext:
     store: Store
     writer: StageWriter | None = None
     record: StageRun | None = None
-    origin: Origin | None = None
+    scratch_key: str | None = None
 
     @property
     def scratch(self) -> Path:
-        """Where this stage keeps checkpoints while it runs; other settings, code or inputs never find them there."""
-        assert self.origin is not None, "only a running stage keeps checkpoints"
-        return self.cache / "training" / f"{self.settings.name}-{self.origin.key}"
+        """Where this stage keeps checkpoints while it runs; other code, inputs or settings never find them there.
+
+        But for the settings that ``Stage.resumes`` leaves out.
+        """
+        assert self.scratch_key is not None, "only a running stage keeps checkpoints"
+        return self.cache / "training" / f"{self.settings.name}-{self.scratch_key}"
 
     @property
     def cache(self) -> Path:
@@ -186,6 +199,19 @@ def current(stage: Stage, settings: JobSettings, store: Store) -> tuple[Origin, 
     return origin, known if known is not None and known.origin == origin else None
 
 
+def check_stages(stages: Sequence[Stage], settings: JobSettings, store: Store) -> None:
+    """Let stages that have no output of these settings yet say what they cannot run, before the first one starts.
+
+    Raises:
+        SettingsError: If one cannot.
+    """
+    for stage in stages:
+        known = store.manifest(stage.name)
+        is_made = known is not None and known.origin.settings == stage.settings_hash(settings)
+        if stage.check and not is_made:
+            stage.check(settings)
+
+
 def run_stages(stages: Sequence[Stage], settings: JobSettings, tracker: Tracker, store: Store, *, parent: str) -> int:
     """Run those of ``stages`` that must be run, in order, as children of one MLflow run; returns how many."""
     ran = 0
@@ -213,7 +239,7 @@ def run_stage(
     commit = commit_of(ROOT)
     record = _record(tracker, stage, settings, origin, parent, commit)
     with store.publish(stage.name, origin, commit=commit) as writer, record as recorded:
-        context = StageContext(settings, store, writer, recorded, origin)
+        context = StageContext(settings, store, writer, recorded, stage.scratch_key(settings, origin))
         stage.run(settings, context)
         write_atomically(writer.filesystem, f"{writer.root}/{SETTINGS_FILE}", settings.model_dump_json(indent=2) + "\n")
         recorded.log_metrics({"time/seconds": time.perf_counter() - started})

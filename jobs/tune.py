@@ -4,6 +4,7 @@ python -m jobs.tune jobs/configs/quickstart.toml tune.epochs=2 tune.workers=2
 python -m jobs.tune jobs/configs/quickstart.toml --plan       what it will cost, before anything is spent
 """
 
+import os
 import sys
 import time
 
@@ -15,7 +16,9 @@ from jobs.tuning_plan import options, show_plan
 from recranker.distributed.training import tune_adapters
 from recranker.distributed.validation import ValidationList, validation_lists
 from recranker.errors import DataError
+from recranker.llm.limits import check_runnable
 from recranker.llm.model import resolve_model
+from recranker.llm.probe import cuda_memory
 from recranker.llm.reports import Look, StepReport
 from recranker.llm.training import plan_adapters
 from recranker.schema import CANDIDATES, PROMPTS, TRAINING_LOG
@@ -24,6 +27,7 @@ from recranker.tasks.instructions import to_prompts
 
 def run(settings: JobSettings, stage: StageContext) -> None:
     """Publish the adapter, or one per task, and the log of its training."""
+    check(settings)
     prompts = stage.read("instruct", PROMPTS)
     trained = to_prompts(prompts.filter(pc.field("split") == "train"))
     plans = plan_adapters(trained, settings.tune, settings.llm.max_prompt_tokens)
@@ -102,6 +106,23 @@ def _looked_at(settings: JobSettings, stage: StageContext) -> list[ValidationLis
     return found
 
 
+def check(settings: JobSettings) -> None:
+    """Refuse what this machine cannot run, before the model is fetched and Ray is started.
+
+    Where workers run on a cluster that is there already, and may have GPUs, that is left to ``tune_adapters``.
+
+    Raises:
+        SettingsError: With every combination that cannot run.
+    """
+    if settings.llm.device == "cpu" or not os.environ.get("RAY_ADDRESS"):
+        check_runnable(settings.llm, settings.tune, cuda=cuda_memory(settings.llm) is not None)
+
+
+def resumes(settings: JobSettings) -> object:
+    """What shapes the adapter: a stopped tuning goes on under other workers, or with less memory."""
+    return [settings.llm.shaping(), settings.tune.shaping()]
+
+
 STAGE = Stage(
     "tune",
     run,
@@ -110,6 +131,8 @@ STAGE = Stage(
     outside=model_folder,
     options=options,
     instead=show_plan,
+    check=check,
+    resumes=resumes,
 )
 
 if __name__ == "__main__":

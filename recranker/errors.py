@@ -12,6 +12,11 @@ def first_line(error: BaseException, most: int = 300) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
+def reason(error: Exception) -> str:
+    """Why something could not be written or read: in the system's words, where it was the system that refused."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+
+
 class RecrankerError(Exception):
     """Base of every error that ends a job with exit code 2 and one line."""
 

@@ -3,7 +3,7 @@
 from ray.util.placement_group import PlacementGroup
 
 from recranker.errors import RecrankerError
-from recranker.llm.reports import Look, StepReport
+from recranker.llm.reports import Look, Progress, StepReport
 
 
 class Channel:
@@ -14,6 +14,8 @@ class Channel:
         self._error: RecrankerError | None = None
         self._stopped = False
         self._occupied: PlacementGroup | None = None
+        self._start = Progress()
+        self._notes: list[str] = []
 
     def occupy(self, group: PlacementGroup | None) -> None:
         """Take note of what is reserved for the workers."""
@@ -22,6 +24,24 @@ class Channel:
     def occupied(self) -> PlacementGroup | None:
         """What is reserved for the workers, once they run."""
         return self._occupied
+
+    def begin(self, start: Progress, *notes: str) -> None:
+        """Take what workers go on from, and what a person should know of it."""
+        self._start = start
+        self._notes += notes
+
+    def begun(self) -> Progress:
+        """What workers go on from."""
+        return self._start
+
+    def note(self, text: str) -> None:
+        """Take a line for the driver's log, where workers' own would not be seen."""
+        self._notes.append(text)
+
+    def notes(self) -> list[str]:
+        """Lines since the last call."""
+        taken, self._notes = self._notes, []
+        return taken
 
     def report(self, *reports: StepReport | Look) -> bool:
         """Take what happened; whether training shall go on."""

@@ -1,5 +1,6 @@
 """DeepSpeed behind ``llm.training.Engine``: one step over all workers, its state whole on each of them."""
 
+import math
 import resource
 from typing import Any
 
@@ -46,17 +47,19 @@ class DeepSpeedEngine:
         self.forward.backward(loss * self.workers, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update the adapter, forget the gradients; the norm is that before clipping."""
+        """Clip, update the adapter, forget the gradients; the norm is that before clipping.
+
+        Where it is no finite number ZeRO leaves the adapter as it was and gives infinity; without ZeRO we do so.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         whole = self._zero_stage == 0  # DeepSpeed keeps no norm there
-        norm = (
-            torch.nn.utils.get_total_norm([w.grad for w in self._trained.values() if w.grad is not None])
-            if whole
-            else 0
-        )
+        if whole:
+            norm = float(torch.nn.utils.get_total_norm([w.grad for w in self._trained.values() if w.grad is not None]))
+            if not math.isfinite(norm):
+                return norm
         self.forward.step()
-        return float(norm if whole else self.forward.get_global_grad_norm())
+        return norm if whole else float(self.forward.get_global_grad_norm())
 
     def total(self, values: Tensor) -> Tensor:
         """``values`` summed over all workers."""

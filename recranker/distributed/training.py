@@ -9,8 +9,8 @@ checkpoint; when the driver itself is lost, the same command does.
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,8 @@ def _attempt(job: TuneJob, given: Any, work: Path, heard: Heard) -> Exception | 
             running = run.wait(POLL_S)
             for report in ray.get(channel.take.remote()):
                 heard.hear(report)
+            for note in ray.get(channel.notes.remote()):
+                logger.warning("adapter %s: %s", job.name, note)
         ours: RecrankerError | None = ray.get(channel.error.remote())
         _release(ray.get(channel.occupied.remote()))
     finally:
@@ -243,26 +245,50 @@ def _worker(config: dict[str, Any]) -> None:
     channel = config["channel"]
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(channel.occupy.remote(ray.util.get_current_placement_group()))
+    job = TuneJob.model_validate(config["job"])
     try:
-        _train_and_save(TuneJob.model_validate(config["job"]), ray.get(config["given"]), channel)
+        with memory_said(job.tune):
+            _train_and_save(job, ray.get(config["given"]), channel)
     except RecrankerError as error:
         ray.get(channel.fail.remote(error))
         raise
 
 
+@contextmanager
+def memory_said(tune: TuneSettings) -> Iterator[None]:
+    """Within this block a lack of memory, which trying again would not mend, is an error of the user's.
+
+    Raises:
+        ModelError: If there is too little; names the settings that need less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # torch has an error of its own for CUDA, and a plain RuntimeError of its allocator for CPUs
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: can't allocate" not in str(error):
+            raise
+        less = "" if tune.gradient_checkpointing else "set tune.gradient_checkpointing=true, "
+        raise ModelError(
+            f"a tuning worker ran out of memory: {first_line(error)}; lower tune.micro_batch_tokens, now "
+            f"{tune.micro_batch_tokens}, {less}or see what fits: python -m jobs.tune CONFIG --plan"
+        ) from None
+
+
 def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
     check_shared(Path(job.checkpoints))
     checkpoints = Checkpoints(Path(job.checkpoints))
-    lm = _trainable(job)
-    found = _newest(checkpoints)
-    if found is not None:
-        _set_weights(lm, found[0])
+    lm, progress = _trainable(job), _start(checkpoints, channel)
+    state = checkpoints.at(progress.step) if progress.step else None
+    if state is not None:
+        _set_weights(lm, state)
     quicken(lm, zero_stage=job.tune.zero_stage)
     engine = DeepSpeedEngine(lm, job.tune)
     trainer = Trainer(engine, lm, given.prompts, job.tune, job.llm.max_prompt_tokens, job.seed)
-    progress = Progress() if found is None else found[1]
-    if found is not None:
-        engine.restore(found[0], progress.step, trainer.nothing())
+    if state is not None:
+        engine.restore(state, progress.step, trainer.nothing())
+        if engine.rank == 0:
+            ray.get(channel.note.remote(f"training goes on behind step {progress.step} of {trainer.num_steps}"))
+    del state  # whole, on every worker: not to be held while training
 
     def tell(*reports: StepReport | Look) -> None:
         if engine.rank == 0 and not ray.get(channel.report.remote(*reports)):
@@ -279,7 +305,7 @@ def _train_and_save(job: TuneJob, given: Given, channel: Any) -> None:
     torch.distributed.barrier()  # until the first worker has written the last checkpoint
     if progress.best is not None and progress.best.step < progress.step:
         with _gathered(lm, job.tune.zero_stage):
-            _set_weights(lm, checkpoints.at(progress.best.step)[0])
+            _set_weights(lm, checkpoints.at(progress.best.step))
     _save(job, lm, engine, given.prompts)
 
 
@@ -294,18 +320,15 @@ def _trainable(job: TuneJob) -> LanguageModel:
     return lm
 
 
-def _newest(checkpoints: Checkpoints) -> tuple[TrainingState, Progress] | None:
-    """The newest checkpoint that verifies, the same on every worker: the first one looks for it."""
-    found = checkpoints.newest() if torch.distributed.get_rank() == 0 else None
-    step = torch.tensor([found[1].step if found else 0], device=_collective_device())
-    torch.distributed.broadcast(step, 0)
-    if int(step) == 0:
-        return None
-    return found or checkpoints.at(int(step))
-
-
-def _collective_device() -> torch.device:
-    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+def _start(checkpoints: Checkpoints, channel: Any) -> Progress:
+    """What has been done before, the same on every worker: the first one looks for it, and the driver hears of it."""
+    if torch.distributed.get_rank() == 0:
+        notes: list[str] = []
+        found = checkpoints.newest(notes.append) or Progress()
+        ray.get(channel.begin.remote(found, *notes))
+    torch.distributed.barrier()
+    progress: Progress = ray.get(channel.begun.remote())
+    return progress
 
 
 def _set_weights(lm: LanguageModel, state: TrainingState) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 
-from recranker.errors import ModelError
+from recranker.errors import ModelError, OutputError, reason
 from recranker.llm.chat import ChatFrame
 from recranker.llm.model import ADAPTER_CONFIG, LanguageModel, load_adapter, load_model, prepare_quantized
 from recranker.llm.scoring import make_scorer
@@ -116,7 +117,18 @@ def save_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden:
 
     Raises:
         ModelError: If the adapter is empty or untrained, the trap of a sharded save.
+        OutputError: If it cannot be written.
     """
+    try:
+        _write_adapter(lm, folder, record, golden)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write the adapter into {str(folder)!r}: {reason(error)}; free some space or set store.home to a "
+            "writable folder that all nodes share"
+        ) from None
+
+
+def _write_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden: Golden) -> None:
     if record.tune.method == "full":
         lm.model.save_pretrained(str(folder))
         lm.tokenizer.save_pretrained(str(folder))

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recranker.errors import ModelError, OutputError
+from recranker.errors import ModelError, OutputError, reason
 from recranker.llm.reports import Progress
 
 logger = logging.getLogger(__name__)
@@ -77,32 +77,40 @@ class Checkpoints:
             _set_aside(place, ".replaced")  # a step that was repeated
             partial.rename(place)
             _sync(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the next try needs its space
             raise OutputError(
-                f"cannot keep a checkpoint in {str(self.folder)!r}: {error.strerror}; free some space or set "
+                f"cannot keep a checkpoint in {str(self.folder)!r}: {reason(error)}; free some space or set "
                 "store.home to a writable folder that all nodes share"
             ) from None
         self._prune(progress)
 
-    def newest(self) -> tuple[TrainingState, Progress] | None:
-        """The checkpoint of the latest step that verifies; None where there is none."""
+    def newest(self, say: Callable[[str], None] = logger.warning) -> Progress | None:
+        """How far the latest checkpoint that verifies has come; None where there is none.
+
+        Where validation's best adapter is gone or does not verify, the best of those that do takes its place.
+
+        Args:
+            say: Told in a line of each checkpoint that is broken, and of a best adapter lost.
+        """
         for place in reversed(self._places()):
-            try:
-                return self._read(place)
-            except ModelError as error:
-                aside = _set_aside(place, ".broken")
-                logger.warning(
-                    "a checkpoint is broken, training goes on from the one before it: %s; kept as %s", error, aside
-                )
+            progress = _verified(place, say, "training goes on from the one before it")
+            if progress is not None:
+                return self._with_best(progress, say)
         return None
 
-    def at(self, step: int) -> tuple[TrainingState, Progress]:
+    def at(self, step: int) -> TrainingState:
         """The checkpoint after ``step``.
 
         Raises:
             ModelError: If it is not there, or does not verify.
         """
-        return self._read(self._place(step))
+        place = self._place(step)
+        _verify(place)
+        try:
+            return _unflat(load_file(place / STATE))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"{place}: not readable: {error}") from None
 
     @property
     def latest_step(self) -> int:
@@ -115,17 +123,24 @@ class Checkpoints:
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _read(self, place: Path) -> tuple[TrainingState, Progress]:
-        try:
-            wanted = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            for name in (STATE, PROGRESS):
-                if _sha256(place / name) != wanted[name]:
-                    raise ModelError(f"{place / name}: not the file that was written")
-            progress = Progress.model_validate_json((place / PROGRESS).read_text(encoding="utf-8"))
-            return _unflat(load_file(place / STATE)), progress
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            first = "other entries than this version writes" if isinstance(error, ValidationError) else error
-            raise ModelError(f"{place}: not readable: {first}") from None
+    def _with_best(self, progress: Progress, say: Callable[[str], None]) -> Progress:
+        """``progress`` with the best look of those whose adapter is there; that of its last step is known to be."""
+
+        def is_whole(step: int) -> bool:
+            place = self._place(step)
+            return step == progress.step or (place.exists() and _verified(place, say, "it counts no more") is not None)
+
+        best = progress.best
+        if best is None or is_whole(best.step):
+            return progress
+        lost = tuple(look.step for look in progress.looks if not is_whole(look.step))
+        found = progress.model_copy(update={"lost": lost})
+        now = found.best.step if found.best else progress.step
+        say(
+            f"the adapter of validation's best look, after step {best.step}, is lost; that after step {now} takes its "
+            "place, unless a later look is better"
+        )
+        return found
 
     def _prune(self, progress: Progress) -> None:
         places = self._places()
@@ -136,6 +151,33 @@ class Checkpoints:
         for rest in [*self.folder.glob(".step-*.partial"), *self.folder.glob("step-*.replaced")]:
             if _age_s(rest) > ABANDONED_S:
                 shutil.rmtree(rest, ignore_errors=True)
+
+
+def _verify(place: Path) -> Progress:
+    """What a checkpoint tells of its steps, once all its files are known to be those that were written.
+
+    Raises:
+        ModelError: If one is not.
+    """
+    try:
+        wanted = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        for name in (STATE, PROGRESS):
+            if _sha256(place / name) != wanted[name]:
+                raise ModelError(f"{place / name}: not the file that was written")
+        return Progress.model_validate_json((place / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        first = "other entries than this version writes" if isinstance(error, ValidationError) else error
+        raise ModelError(f"{place}: not readable: {first}") from None
+
+
+def _verified(place: Path, say: Callable[[str], None], otherwise: str) -> Progress | None:
+    """As ``_verify``; a checkpoint that does not is set aside, ``say`` is told, and nothing returned."""
+    try:
+        return _verify(place)
+    except ModelError as error:
+        aside = _set_aside(place, ".broken")
+        say(f"a checkpoint is broken, {otherwise}: {error}; kept as {aside}")
+        return None
 
 
 def _age_s(path: Path) -> float:

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,12 +285,20 @@ def is_sharded(lm: LanguageModel) -> bool:
     return hasattr(getattr(head, "weight", None), "ds_id")  # DeepSpeed's mark on every weight it shards
 
 
-def answering(lm: LanguageModel) -> AbstractContextManager[None]:
-    """Within this block nothing is kept for gradients.
+@contextmanager
+def answering(lm: LanguageModel) -> Iterator[None]:
+    """Within this block the model is in evaluation mode and nothing is kept for gradients; training goes on behind it.
 
     Where weights are sharded not by inference mode: those gathered in it may stay, and cannot be trained with later.
     """
-    return torch.no_grad() if is_sharded(lm) else torch.inference_mode()
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        with torch.no_grad() if is_sharded(lm) else torch.inference_mode():
+            yield
+    finally:
+        if was_training:
+            lm.model.train()
 
 
 def remove_adapter(lm: LanguageModel) -> None:

@@ -291,7 +291,6 @@ def check_packing(lm: LanguageModel, *, max_prompt_tokens: int, way_out: str) ->
         PackingError: If they do not, or attention over a sliding window would end within a prompt.
         ModelError: If answers are no finite numbers even where questions are asked one by one.
     """
-    lm.model.eval()
     window = getattr(lm.model.config, "sliding_window", None)
     if window and window < max_prompt_tokens and getattr(lm.model.config, "use_sliding_window", True):
         raise PackingError(

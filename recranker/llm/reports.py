@@ -50,6 +50,8 @@ class Progress(Settings):
     """One per step, from the first on."""
     looks: tuple[Look, ...] = ()
     """In the order of their steps."""
+    lost: tuple[int, ...] = ()
+    """Steps of looks whose adapter is there no more, so that none of them can be the best."""
 
     @property
     def step(self) -> int:
@@ -58,8 +60,9 @@ class Progress(Settings):
 
     @property
     def best(self) -> Look | None:
-        """The look with the highest NDCG@3, the earliest of equals."""
-        return max(self.looks, key=lambda look: (look.ndcg_at_3, -look.step), default=None)
+        """The look with the highest NDCG@3 of those not lost, the earliest of equals."""
+        there = (look for look in self.looks if look.step not in self.lost)
+        return max(there, key=lambda look: (look.ndcg_at_3, -look.step), default=None)
 
     def is_patient(self, patience: int | None) -> bool:
         """Whether fewer than ``patience`` looks have gone by since the best one."""

@@ -110,7 +110,6 @@ class TreeScorer:
         answers: list[dict[int, NDArray[np.float64]]] = [{} for _ in prompts]
         tokens, cut_lines = [0] * len(prompts), [0] * len(prompts)
         work = Work(trees, self._token_budget, self._states(trees))
-        self.lm.model.eval()
         with answering(self.lm):
             for tree, branch, logits in BACKENDS[self.backend](self.lm, work):
                 index, part = parts[tree]

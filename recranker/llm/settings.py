@@ -1,6 +1,6 @@
 """Settings of the language model and its tuning."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,11 @@ from recranker.settings import Settings
 from recranker.tasks.settings import TaskName
 
 Quantization = Literal["none", "nf4"]
+
+HOW_IT_RUNS = ("workers", "micro_batch_tokens", "gradient_checkpointing", "checkpoint_steps", "max_failures")
+"""Fields of TuneSettings that say how training runs, and leave the adapter as it is."""
+DROPOUT_DRAWN_BY = ("workers", "micro_batch_tokens")
+"""Those of them by which dropout is drawn, where there is any."""
 
 
 class LLMSettings(Settings):
@@ -28,6 +33,10 @@ class LLMSettings(Settings):
     """Tokens per forward pass at the most."""
     threads: int = Field(default=1, ge=1)
     """CPU threads per process; one per process and a process per core is the steady choice."""
+
+    def shaping(self) -> dict[str, Any]:
+        """All that shapes a tuned adapter, by more than rounding."""
+        return self.model_dump(mode="json", exclude={"token_budget", "threads"})
 
 
 class LoraSettings(Settings):
@@ -130,6 +139,14 @@ class TuneSettings(Settings):
     """None trains to the end without a look; otherwise the checkpoint with the best NDCG@3 is kept."""
     seed: int | None = None
     """Of the adapter's start, the order of prompts and dropout; None: the run's own seed."""
+
+    def shaping(self) -> dict[str, Any]:
+        """All that shapes the adapter, by more than rounding: what a stopped training must have in common to go on.
+
+        Dropout is drawn by worker and pass, so with it both count.
+        """
+        left_out = set(HOW_IT_RUNS) - (set(DROPOUT_DRAWN_BY) if self.lora.dropout else set())
+        return self.model_dump(mode="json", exclude=left_out)
 
     def seed_in(self, run_seed: int) -> int:
         """The seed of training in a run of ``run_seed``."""

@@ -72,7 +72,10 @@ class Engine(Protocol):
         """
 
     def step(self, learning_rate: float) -> float:
-        """Update the adapter and forget the gradients; returns the norm of their sum before it was clipped."""
+        """Update the adapter and forget the gradients; returns the norm of their sum before it was clipped.
+
+        Where that is no finite number the adapter stays as it was.
+        """
 
     def total(self, values: Tensor) -> Tensor:
         """``values`` summed over all workers, the same on each."""
@@ -312,7 +315,8 @@ class Trainer:
             All steps, those of ``start`` included.
 
         Raises:
-            ModelError: If a loss is no finite number, before it reaches the adapter; names step and prompts.
+            ModelError: If a loss or the gradient is no finite number, before it reaches the adapter; names step and
+                prompts.
         """
         progress, validation = start, self.settings.validation
         patience = validation.patience if validation else None
@@ -326,7 +330,6 @@ class Trainer:
                 seen = Look(report.step, look())
                 tell(seen)
                 progress = progress.model_copy(update={"looks": (*progress.looks, seen)})
-                self.lm.model.train()
             if seen or self._is_due(report.step, self.settings.checkpoint_steps):
                 keep(progress)
             if not progress.is_patient(patience):
@@ -341,6 +344,7 @@ class Trainer:
         tokens = start.reports[-1].tokens if start.reports else 0
         for step, batch in self._batches(start.step):
             began = time.perf_counter()
+            self.lm.model.train()  # whoever looked meanwhile may have left it otherwise
             torch.manual_seed(key_of(self.seed, "dropout", step, self.engine.rank) >> 1)
             sums, computed = self._gradients(batch)
             _check_finite(sums, batch, step)
@@ -351,6 +355,8 @@ class Trainer:
                 total_steps=self.num_steps,
             )
             norm = self.engine.step(rate)
+            if not math.isfinite(norm):
+                raise _broken(step, "gradient", batch)
             tokens += computed
             yield StepReport(
                 step=step,
@@ -409,11 +415,15 @@ def _add(sums: Tensor, losses: Tensor, packed: Packed, positions: list[int], tas
 def _check_finite(sums: Tensor, batch: Sequence[Prompt], step: int) -> None:
     broken = ~torch.isfinite(sums).all(dim=1)
     if broken.any():
-        ids = sorted({prompt.prompt_id for prompt, bad in zip(batch, broken.tolist(), strict=True) if bad})
-        raise ModelError(
-            f"tuning stopped at step {step}: the loss is no finite number for prompts {ids}; the checkpoint before is "
-            "kept, the same command goes on from it; lower tune.learning_rate or look at these prompts"
-        )
+        raise _broken(step, "loss", [prompt for prompt, bad in zip(batch, broken.tolist(), strict=True) if bad])
+
+
+def _broken(step: int, what: str, prompts: Sequence[Prompt]) -> ModelError:
+    ids = sorted({prompt.prompt_id for prompt in prompts})
+    return ModelError(
+        f"tuning stopped at step {step}: the {what} is no finite number for prompts {ids}; the checkpoint before is "
+        "kept, the same command goes on from it; lower tune.learning_rate or look at these prompts"
+    )
 
 
 def _mean_losses(sums: Tensor, batch: Sequence[Prompt], tasks: Sequence[TaskName]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,14 @@ from numpy.typing import NDArray
 
 from recranker.distributed.validation import ValidationList, looker, ndcg, validation_lists
 from recranker.llm.model import load_model
+from recranker.llm.reports import Progress
 from recranker.llm.scoring import make_scorer
 from recranker.llm.settings import LLMSettings, TuneSettings
+from recranker.llm.training import Trainer, make_trainable
 from recranker.schema import CANDIDATES, PROMPTS
 from recranker.tasks.protocol import Prompt, Question
 from tests.llm.plain_engine import PlainEngine
+from tests.llm.prompts import toy_prompts
 from tests.models import tiny_model
 
 LLM = LLMSettings(model="tiny", device="cpu")
@@ -56,6 +60,25 @@ def test_all_workers_know_the_mean_over_all_lists(tmp_path: Path) -> None:
     gains, counts = sum(shares).tolist()
     assert [int(share[1]) for share in shares] == [3, 2]
     assert gains / counts == pytest.approx(expected)
+
+
+def test_looks_leave_every_step_in_training_mode(tmp_path: Path) -> None:
+    tune = TuneSettings(batch_prompts=2, epochs=2, validation={"every_steps": 2}, lora={"dropout": 0.5})
+    lm = load_model(tiny_model(tmp_path), LLM)
+    make_trainable(lm, tune, 0)
+    engine = PlainEngine(lm, tune)
+    modes: list[bool] = []
+
+    def forward(**inputs: Any) -> Any:
+        modes.append(lm.model.training)
+        return lm.model(**inputs)
+
+    engine.forward = forward
+    look = looker(lm, [one_list(0, "a")], LLM, engine, tune)
+    trainer = Trainer(engine, lm, toy_prompts(4), tune, LLM.max_prompt_tokens, 0)
+    done = trainer.fit(Progress(), tell=lambda report: None, keep=lambda progress: None, look=look)
+    assert [one.step for one in done.looks] == [2, 4]
+    assert modes == [True] * 4
 
 
 def test_lists_are_those_of_validation_that_hold_their_target() -> None:

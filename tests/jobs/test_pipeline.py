@@ -14,7 +14,7 @@ import pytest
 from recranker.ranking.calibration import Calibrations, apply
 from recranker.schema import ANSWERS, RANKINGS, RESULTS
 from recranker.store import Store
-from tests.jobs.small import ROOT, environment, hashes, job, write_config
+from tests.jobs.small import ROOT, environment, hashes, job, job_here, write_config
 
 pytestmark = pytest.mark.ray
 
@@ -29,6 +29,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     done = job("pipeline", str(config), "--json", str(folder / "results.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done
+
+
+def test_tuning_that_cannot_run_is_said_before_the_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = str(write_config(tmp_path))
+    done = job_here("pipeline", config, "llm.device=cpu", "tune.offload=optimizer")
+    assert done.returncode == 2, done.stderr
+    assert "error: tune.offload='optimizer' moves state" in done.stderr
+    assert not list((tmp_path / "home").glob("runs/small/*"))
 
 
 def test_every_stage_publishes_and_the_table_is_printed(

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.settings import JobSettings
-from jobs.stage import StageContext, run_stage, store_of, tracker_of
-from jobs.tune import STAGE, metrics_of
-from recranker.errors import DataError, OutputError
+from jobs.stage import StageContext, check_stages, run_stage, store_of, tracker_of
+from jobs.tune import STAGE, check, metrics_of
+from recranker.errors import DataError, OutputError, SettingsError
 from recranker.llm.adapter import read_record
 from recranker.llm.reports import Look, StepReport
 from recranker.schema import CANDIDATES, PROMPTS, QUARANTINE, TRAINING_LOG
@@ -88,6 +88,90 @@ def test_checkpoints_go_only_when_the_stage_is_published(tmp_path: Path, monkeyp
     assert run_stage(stage, settings, tracker_of(settings))
     assert kept[1] == kept[0]
     assert not kept[0].exists()
+
+
+def test_what_cannot_run_is_said_before_the_model_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = settings_in(tmp_path, offload="optimizer")
+    publish_prompts(settings, "train", toy_prompts(4))
+    monkeypatch.setattr("jobs.tune.resolve_model", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(SettingsError, match=r"tune\.offload='optimizer' .* llm\.device='cpu' there is none"):
+        run_stage(STAGE, settings, tracker_of(settings))
+
+
+def test_a_tuning_that_is_there_already_need_not_run_here(tmp_path: Path) -> None:
+    def publish(settings: JobSettings, stage: StageContext) -> None:
+        stage.write(TRAINING_LOG, TRAINING_LOG.schema.empty_table())
+
+    def refuse(settings: JobSettings) -> None:
+        raise SettingsError("not here")
+
+    settings = settings_in(tmp_path)
+    publish_prompts(settings, "train", toy_prompts(4))
+    stage, store = replace(STAGE, run=publish, check=refuse), store_of(settings)
+    with pytest.raises(SettingsError, match="not here"):
+        check_stages([stage], settings, store)
+    assert run_stage(stage, settings, tracker_of(settings))
+    check_stages([stage], settings, store)
+    with pytest.raises(SettingsError, match="not here"):
+        check_stages([stage], settings_in(tmp_path, epochs=2), store)
+
+
+def test_what_other_machines_of_a_cluster_may_have_is_not_asked_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    four_bits = settings_of({"quantization": "nf4"})
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check(four_bits)
+    with pytest.raises(SettingsError, match=r"llm\.device='cpu' there is none"):
+        check(settings_of({"quantization": "nf4"}, {"device": "cpu"}))
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(SettingsError, match=r"llm\.device='auto' there is none"):
+        check(four_bits)
+
+
+def settings_of(tune: dict[str, Any], llm: dict[str, Any] | None = None, *, seed: int = 0) -> JobSettings:
+    values = {
+        "name": "toy",
+        "seed": seed,
+        "data": {"source": {"kind": "movielens-100k"}},
+        "llm": {"model": "tiny", **(llm or {})},
+        "tune": {"batch_prompts": 4, **tune},
+    }
+    return JobSettings.model_validate(values)
+
+
+def scratch_key(tune: dict[str, Any], llm: dict[str, Any] | None = None, *, seed: int = 0) -> str:
+    return STAGE.scratch_key(settings_of(tune, llm, seed=seed), Origin("a", "b", {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers": 2},
+        {"micro_batch_tokens": 512},
+        {"gradient_checkpointing": True},
+        {"checkpoint_steps": 7},
+        {"max_failures": 0},
+    ],
+)
+def test_a_stopped_tuning_goes_on_under_other_settings_of_how_it_runs(changes: dict[str, Any]) -> None:
+    assert scratch_key(changes) == scratch_key({})
+    assert STAGE.settings_hash(settings_of(changes)) != STAGE.settings_hash(settings_of({}))  # the output says so
+
+
+def test_a_stopped_tuning_of_another_adapter_starts_anew() -> None:
+    others = [{"learning_rate": 1e-5}, {"lora": {"rank": 4}}, {"seed": 1}, {"epochs": 2}, {"validation": {}}]
+    keys = [scratch_key(one) for one in others]
+    keys += [scratch_key({}), scratch_key({}, seed=1), scratch_key({}, {"dtype": "float32"})]
+    assert len(set(keys)) == len(keys)
+    assert scratch_key({}, {"threads": 2, "token_budget": 512}) == scratch_key({})
+
+
+def test_dropout_is_drawn_by_worker_and_pass_so_other_ones_start_anew() -> None:
+    dropout = {"lora": {"dropout": 0.1}}
+    assert scratch_key({**dropout, "workers": 2}) != scratch_key(dropout)
+    assert scratch_key({**dropout, "micro_batch_tokens": 512}) != scratch_key(dropout)
+    assert scratch_key({**dropout, "checkpoint_steps": 7}) == scratch_key(dropout)
 
 
 @pytest.mark.ray

@@ -104,6 +104,24 @@ def test_killed_training_ends_as_the_unbroken_one(config: Path, tmp_path: Path, 
     assert steps_recorded(home) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_after_a_lost_driver_tuning_goes_on_with_another_number_of_workers(config: Path) -> None:
+    home = config.parent / "home"
+    log, adapter = outcome(home)
+    (home / "runs" / "small" / "tune" / "_manifest.json").unlink()
+    _run(config, VICTIMS["driver"], [2 * INTERVAL], np.random.default_rng(0))
+    done = job("tune", str(config), *OVERRIDES, "tune.workers=1")
+    assert done.returncode == 0, done.stderr
+    behind = re.findall(rf"adapter joint: training goes on behind step (\d+) of {STEPS}\n", done.stderr)
+    assert len(behind) == 1
+    assert 2 * INTERVAL <= int(behind[0]) < STEPS
+    again, weights = outcome(home)
+    np.testing.assert_allclose(again["loss"], log["loss"], atol=1e-4)
+    for name, weight in adapter.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=0)
+
+
 def steps_recorded(home: Path) -> list[int]:
     """Steps whose loss the newest MLflow run of the stage holds; none of them is left open."""
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")

@@ -1,5 +1,6 @@
 """The reference for training: plain torch, one process, no clipping."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,13 @@ class PlainEngine:
 
     def step(self, learning_rate: float) -> float:
         self.gradients = [weight.grad.clone() for weight in self.trained if weight.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(self.gradients))
+        if not math.isfinite(norm):
+            return norm
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(torch.nn.utils.get_total_norm(self.gradients))
+        return norm
 
     def total(self, values: Tensor) -> Tensor:
         return values

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recranker.errors import ModelError
+from recranker.errors import ModelError, OutputError
 from recranker.llm.adapter import (
     check_adapter,
     check_trained,
@@ -145,3 +147,18 @@ def test_untrained_adapter_is_not_saved(model_path: Path) -> None:
     with pytest.raises(ModelError, match=r"14 of 14 LoRA B matrices are empty, zero"):
         check_trained(lm)
     check_trained(trained(model_path))
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError(28, "No space left")])
+def test_a_disk_that_fills_up_is_named(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    lm, prompts = trained(model_path), golden_prompts(toy_prompts(2))
+    golden = golden_of(lm, prompts, make_scorer(lm, LLM).score(prompts))
+
+    def fill(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", fill)
+    with pytest.raises(OutputError, match=rf"the adapter into '{tmp_path}/joint': .*No space left.*; free some space"):
+        save_adapter(lm, tmp_path / "joint", record_of(lm, prompts, LLM, TuneSettings(), 7), golden)

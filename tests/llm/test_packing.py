@@ -340,11 +340,25 @@ def test_a_model_that_obeys_the_mask_passes_the_check(shared_lm: LanguageModel) 
     check_packing(shared_lm, max_prompt_tokens=2048, way_out="WAY OUT")
 
 
+def test_the_check_leaves_the_model_in_the_mode_it_found(lm: LanguageModel) -> None:
+    for training in (True, False):
+        lm.model.train(training)
+        check_packing(lm, max_prompt_tokens=2048, way_out="WAY OUT")
+        assert {module.training for module in lm.model.modules()} == {training}
+    lm.model.train()
+    lm.model.config.sliding_window = 512
+    with pytest.raises(PackingError):
+        check_packing(lm, max_prompt_tokens=2048, way_out="WAY OUT")
+    assert lm.model.training
+
+
 class Wrapped:
     """The shared model with something planted in its forward."""
 
     def __init__(self, lm: LanguageModel, **planted: Any) -> None:
         self.lm, self.planted, self.config = lm, planted, lm.model.config
+
+    training = False
 
     def eval(self) -> None:
         pass

@@ -270,3 +270,26 @@ def test_loss_that_is_no_number_stops_before_it_reaches_the_adapter(model_path: 
     ):
         next(reports)
     assert all(torch.equal(one, other) for one, other in zip(before, engine.trained, strict=True))
+
+
+def test_gradient_that_is_no_number_stops_before_it_reaches_the_adapter(model_path: Path) -> None:
+    settings = TuneSettings(batch_prompts=2, warmup_steps=0, checkpoint_steps=2, epochs=2)
+    lm = trainable(model_path, settings)
+    engine = PlainEngine(lm, settings)
+    told: list[StepReport | Look] = []
+    kept: list[int] = []
+    after: list[list[Tensor]] = []
+
+    def tell(report: StepReport | Look) -> None:
+        told.append(report)
+        after.append([weight.detach().clone() for weight in engine.trained])
+
+    weight = next(weight for name, weight in lm.model.named_parameters() if "lora_B" in name)
+    weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf) if len(told) == 2 else gradient)
+    trainer = Trainer(engine, lm, toy_prompts(4), settings, 2048, 0)
+    with pytest.raises(
+        ModelError, match=r"step 3: the gradient is no finite number for prompts \['train/\d', 'train/\d'\]"
+    ):
+        trainer.fit(Progress(), tell=tell, keep=lambda progress: kept.append(progress.step))
+    assert ([report.step for report in told], kept) == ([1, 2], [2])
+    assert all(torch.equal(one, other) for one, other in zip(after[-1], engine.trained, strict=True))
