@@ -11,7 +11,7 @@ so a stage that several cells have in common is run once, and a killed experimen
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,14 @@ def run_jobs(
     parent: StageRun,
     failures: Failures,
 ) -> list[Measured]:
-    """Run every cell, one after another, as children of one MLflow run; returns what each reached."""
-    busy = ["run" in states.values() for states in plan(jobs, stages, experiment.name)]
+    """Run every cell, one after another, as children of one MLflow run; returns what each reached.
+
+    Raises:
+        SettingsError: If a stage of any cell cannot run here, before the first one runs.
+    """
+    planned = plan(jobs, stages, experiment.name)
+    _check_runnable(jobs, stages, planned)
+    busy = ["run" in states.values() for states in planned]
     measured: list[Measured] = []
     spent = 0.0
     for number, job in enumerate(jobs):
@@ -206,6 +212,16 @@ def run_jobs(
             failures.add(job.cell, error)
         spent += busy[number] * (time.perf_counter() - started)
     return measured
+
+
+def _check_runnable(jobs: Sequence[Job], stages: Sequence[Stage], planned: Sequence[Mapping[str, str]]) -> None:
+    for job, states in zip(jobs, planned, strict=True):
+        for stage in stages:
+            if stage.check and states[stage.name] == "run":
+                try:
+                    stage.check(job.settings)
+                except SettingsError as error:
+                    raise SettingsError(f"cell {job.cell.label}: {error}") from None
 
 
 def _time_left(busy: Sequence[bool], number: int, spent: float) -> str:

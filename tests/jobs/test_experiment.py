@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,25 @@ def test_a_wrong_experiment_is_one_line(
 ) -> None:
     assert experiment.main([write_grid(tmp_path), override]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cell_that_cannot_run_here_is_refused_before_the_first_one_and_once_it_is_made_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(settings: JobSettings) -> None:
+        if settings.backbone.retriever.model_dump()["dim"] == 16:
+            raise SettingsError("needs a GPU")
+
+    grid = [write_grid(tmp_path), "grid={}", "seeds=[0]", "exclude=[{dataset='strict'}]"]
+    checked = [replace(stage, check=check) if stage.name == "backbone" else stage for stage in STAGES]
+    monkeypatch.setattr(experiment, "stages_of", lambda _: checked)
+    assert experiment.main(grid) == 2
+    assert "cell dataset=toy backbone=wide seed=0: needs a GPU" in capsys.readouterr().err
+    assert RAN == []
+    monkeypatch.setattr(experiment, "stages_of", lambda _: STAGES)
+    assert experiment.main(grid) == 0
+    monkeypatch.setattr(experiment, "stages_of", lambda _: checked)
+    assert experiment.main(grid) == 0
 
 
 def test_a_row_that_no_stage_makes_is_refused_before_the_first_cell(
