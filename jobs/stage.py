@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -351,8 +352,8 @@ def _main(stage: Stage, parsed: argparse.Namespace) -> None:
     if stage.show:
         stage.show(StageContext(settings, store), parsed)
     logger.info("written to %s", store.folder(stage.name))
-    for name in _next(stage):
-        logger.info("next: python -m jobs.%s %s", name, shlex.join([parsed.config, *parsed.overrides]))
+    if following := _next(stage):
+        logger.info("next: python -m jobs.%s %s", following, shlex.join([parsed.config, *parsed.overrides]))
 
 
 def _place(stage: Stage) -> str:
@@ -363,10 +364,9 @@ def _place(stage: Stage) -> str:
     return f"{way}\n{stage.name} {reads}" + (f"; writes the tables {made}" if made else "")
 
 
-def _next(stage: Stage) -> list[str]:
+def _next(stage: Stage) -> str | None:
     """The stage that follows on the data's way, if there is one."""
-    way = list(TABLES_OF)
-    return way[way.index(stage.name) + 1 :][:1] if stage.name in way else []
+    return next((after for name, after in pairwise(TABLES_OF) if name == stage.name), None)
 
 
 def _record(

@@ -177,7 +177,7 @@ class _Common:
             answers = yield from self._attempts("/v1/rank:batch", body, request_id, ends)
             found |= zip(left, answers["answers"], strict=True)
             left = [index for index in left if found[index]["status"] in AGAIN]
-            wait = random.uniform(0.0, _longest_wait_s(attempt))
+            wait = _jitter_s(attempt)
             if not left or attempt == self.max_attempts or wait >= ends - time.monotonic():
                 return [found[index] for index in range(len(plain))]
             yield wait
@@ -389,11 +389,9 @@ _Kind = TypeVar("_Kind")
 def _wait_s(found: _Outcome, attempt: int) -> float | None:
     """Seconds until the next attempt; None where another one would end the same.
 
-    Exponential with full jitter, on top of what the service asks for.
-
-    Source: Brooker 2015, Exponential backoff and jitter, AWS architecture blog.
+    With jitter on top of what the service asks for.
     """
-    jitter = random.uniform(0.0, _longest_wait_s(attempt))
+    jitter = _jitter_s(attempt)
     if isinstance(found, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
         return None  # it was never sent, and never will be
     if not isinstance(found, httpx.Response):
@@ -404,8 +402,12 @@ def _wait_s(found: _Outcome, attempt: int) -> float | None:
     return None
 
 
-def _longest_wait_s(attempt: int) -> float:
-    return min(LONGEST_S, FIRST_S * 2.0 ** (attempt - 1))
+def _jitter_s(attempt: int) -> float:
+    """Seconds to wait, exponential with full jitter.
+
+    Source: Brooker 2015, Exponential backoff and jitter, AWS architecture blog.
+    """
+    return random.uniform(0.0, min(LONGEST_S, FIRST_S * 2.0 ** (attempt - 1)))
 
 
 def _retry_after_s(response: httpx.Response) -> float:

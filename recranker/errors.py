@@ -12,11 +12,6 @@ def first_line(error: BaseException, most: int = 300) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be written or read: in the system's words, where it was the system that refused."""
-    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-
-
 class RecrankerError(Exception):
     """Base of every error that ends a job with exit code 2 and one line."""
 
@@ -47,6 +42,12 @@ class PromptTooLongError(ModelError):
 
 class OutputError(RecrankerError):
     """A result cannot be written where it was asked for."""
+
+
+def not_written(what: str, error: Exception) -> OutputError:
+    """``what`` could not be kept, why, in the system's words where it was the system that refused, and the way out."""
+    why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    return OutputError(f"{what}: {why}; free some space or set store.home to a writable folder that all nodes share")
 
 
 class TrackingError(RecrankerError):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
-from recranker.errors import ModelError, OutputError, reason
+from recranker.errors import ModelError, not_written
 from recranker.llm.chat import ChatFrame
 from recranker.llm.model import ADAPTER_CONFIG, LanguageModel, load_adapter, load_model, prepare_quantized
 from recranker.llm.scoring import make_scorer
@@ -122,10 +122,7 @@ def save_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden:
     try:
         _write_adapter(lm, folder, record, golden)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write the adapter into {str(folder)!r}: {reason(error)}; free some space or set store.home to a "
-            "writable folder that all nodes share"
-        ) from None
+        raise not_written(f"cannot write the adapter into {str(folder)!r}", error) from None
 
 
 def _write_adapter(lm: LanguageModel, folder: Path, record: AdapterRecord, golden: Golden) -> None:

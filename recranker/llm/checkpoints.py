@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recranker.errors import ModelError, OutputError, reason
+from recranker.errors import ModelError, not_written
 from recranker.llm.reports import Progress
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,7 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk the next try needs its space
-            raise OutputError(
-                f"cannot keep a checkpoint in {str(self.folder)!r}: {reason(error)}; free some space or set "
-                "store.home to a writable folder that all nodes share"
-            ) from None
+            raise not_written(f"cannot keep a checkpoint in {str(self.folder)!r}", error) from None
         self._prune(progress)
 
     def newest(self, say: Callable[[str], None] = logger.warning) -> Progress | None:
